@@ -59,3 +59,11 @@ class BadHold(HoldError):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+
+class BadObject(HoldError):
+    """What was named is not an object of this mount; `why` says what it is instead."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why

@@ -7,10 +7,12 @@ I_EXCL_INUSE and I_NO_REMOVE as proposed on 31 January 2022. Their values are th
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from exclfs.holds.errors import UnknownFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Flags(enum.Flag):

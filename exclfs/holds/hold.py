@@ -19,8 +19,8 @@ class Inode:
     """st_dev of the backing filesystem."""
     ino: int
     """st_ino on the backing filesystem."""
-    generation: int = 0
-    """Tells apart two inodes that had the same number one after the other."""
+    nodeid: int = 0
+    """What the kernel calls it (FUSE): tells apart two inodes that had the same number one after the other."""
 
 
 @frozen

@@ -10,7 +10,7 @@ class Process:
     """A process as it was when it was seen. What could not be read is None, never a guess."""
 
     pid: int | None
-    """The process (thread group) id in the server's pid namespace; None for a kernel requester or a foreign namespace."""
+    """The process (thread group) id in the server's pid namespace; None for the kernel and for a foreign namespace."""
     uid: int
     comm: str | None = None
     exe: str | None = None

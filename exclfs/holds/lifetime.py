@@ -15,6 +15,7 @@ class Connection:
     """The hold ends when this connection closes or the process that opened it dies."""
 
     number: int
+    """The server's own numbering, from 1; 0 in a hold that was read from JSON, which does not carry it."""
 
 
 End = Unmount | Connection

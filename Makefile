@@ -1,0 +1,56 @@
+# `make demo` and `make test` each work as the first command after a clone. `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml scripts/setup.sh $(wildcard exclfs/mirror/*.c exclfs/mirror/*.h)
+export PYTHON
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test fmt fmt-check lint types floors tests sanitize clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+# The package is installed editable: Python changes need nothing, a change of the C sources builds it again. A dev
+# environment serves the demo as well, so the demo never installs less than is there.
+.venv/.exclfs: $(SOURCES)
+	@scripts/setup.sh $(if $(wildcard .venv/.exclfs-dev),dev)
+	@touch $@ $(wildcard .venv/.exclfs-dev)
+
+.venv/.exclfs-dev: $(SOURCES)
+	@scripts/setup.sh dev
+	@touch .venv/.exclfs $@
+
+setup: .venv/.exclfs ## system packages, .venv and exclfs in it; no more
+
+demo: .venv/.exclfs ## a real tree, real cleaners, and what they are told
+	@$(BIN)/python examples/demo.py
+
+test: fmt-check lint types floors tests ## everything that CI runs
+
+fmt: .venv/.exclfs-dev ## format the Python sources
+	@$(BIN)/ruff format .
+
+fmt-check: .venv/.exclfs-dev
+	@$(BIN)/ruff format --quiet --check . || { echo 'run: make fmt'; exit 1; }
+
+lint: .venv/.exclfs-dev ## ruff
+	@$(BIN)/ruff check --quiet .
+
+types: .venv/.exclfs-dev ## mypy --strict on exclfs/
+	@$(BIN)/mypy --no-error-summary
+
+floors: .venv/.exclfs-dev ## import-linter: imports go down only
+	@said=$$($(BIN)/lint-imports 2>&1) || { echo "$$said"; exit 1; }
+
+tests: .venv/.exclfs-dev ## pytest; make tests ARGS='-k refusals'
+	@$(BIN)/pytest -q $(ARGS)
+
+sanitize: .venv/.exclfs-dev ## the mounted tests under AddressSanitizer + UBSan, then ThreadSanitizer
+	@scripts/sanitize.sh asan $(ARGS)
+	@scripts/sanitize.sh tsan $(ARGS)
+
+clean: ## remove what make has made
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -f exclfs/mirror/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,112 @@
+"""What the commands print: tables for people, JSON for programs, and text of strangers made harmless.
+
+A path, a reason or a comm is chosen by somebody else. What of it could command a terminal or break a line is shown as
+an escape; --json carries it unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from exclfs.holds.hold import Hold
+
+VERSION: Final = 1
+"""The version of every JSON document that a command prints."""
+
+
+def shown(text: str) -> str:
+    """The text without anything that a terminal would act upon: control characters and bytes that are not UTF-8."""
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode() gives it
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def say(line: str) -> None:
+    """One line on standard output."""
+    print(line)
+
+
+def warn(line: str) -> None:
+    """One line on standard error, said by exclfs."""
+    print(f"exclfs: {line}", file=sys.stderr)
+
+
+def say_json(**document: Any) -> None:
+    """One JSON document on standard output, which is flushed: somebody may wait for it."""
+    print(json.dumps({"version": VERSION, **document}, ensure_ascii=False), flush=True)
+
+
+def path_to_json(path: str) -> str | dict[str, str]:
+    """A path as in the JSON of a hold: a string, or {"bytes": base64} if it is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        from base64 import b64encode
+
+        return {"bytes": b64encode(os.fsencode(path)).decode()}
+    return path
+
+
+def when(time: datetime) -> str:
+    """A time for people: local, to the second."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def who(hold: Hold) -> str:
+    """The holder of a hold: its name, and the process behind it as far as it is known."""
+    process = hold.holder.process
+    known = [
+        f"pid {process.pid}" if process.pid is not None else None,
+        process.comm if process.comm != hold.holder.name else None,
+        f"user {process.user or process.uid}",
+        process.container,
+    ]
+    return f"{shown(hold.holder.name)} ({', '.join(shown(part) for part in known if part)})"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: with rules and colours on a terminal, plain columns for everything else."""
+    rows = [[shown(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(headings, rows)
+        return
+    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
+    for row in [headings, *rows]:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        drawn.add_column(Text(heading), overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(Text, row))  # as Text: square brackets in a name are no markup
+    Console().print(drawn)
+
+
+HOLD_HEADINGS: Final = ("ID", "PATH", "FLAGS", "HOLDER", "SINCE", "ENDS WITH", "REASON")
+
+
+def hold_row(hold: Hold) -> list[str]:
+    """The cells of one hold, under HOLD_HEADINGS."""
+    ends = " or ".join(type(end).__name__.lower() for end in hold.ends)
+    return [hold.id, hold.path, ",".join(hold.flags.names), who(hold), when(hold.since), ends, hold.reason]

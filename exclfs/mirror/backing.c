@@ -1,0 +1,236 @@
+/*
+ * Backing: a descriptor for an inode of the backing tree.
+ *
+ * Never one descriptor per known inode: the O_PATH descriptors of the inodes in use come from a budget, in the order
+ * of use. One that was closed is opened again by file handle (which needs privilege and cannot reach another inode)
+ * or by the place where the inode was seen last; either way the identity is verified before the descriptor is used,
+ * so a file that was replaced behind the mount gives ESTALE, never another file's data.
+ *
+ * An inode to which nothing leads any more (its last name was removed, or never existed) keeps its descriptor pinned
+ * until the kernel forgets it.
+ */
+#include "mirror.h"
+
+#include <stdio.h>
+#include <sys/syscall.h>
+
+int backing_init(struct mirror *mirror) {
+    mirror->budget.limit = mirror->settings.descriptors;
+    return -pthread_mutex_init(&mirror->budget.lock, NULL);
+}
+
+void backing_destroy(struct mirror *mirror) { pthread_mutex_destroy(&mirror->budget.lock); }
+
+int stat_at(int fd, const char *name, struct statx *attributes) {
+    int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | (*name == 0 ? AT_EMPTY_PATH : 0);
+    return statx(fd, name, flags, STATX_WANTED, attributes) ? -errno : 0;
+}
+
+/* A handle is worth taking only where it can be opened again: on the root's device, by a privileged server. */
+struct file_handle_copy *backing_handle(struct mirror *mirror, int parent_fd, const char *name) {
+    if (!atomic_load(&mirror->handles)) return NULL;
+    union {
+        struct file_handle handle;
+        char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+    } from;
+    from.handle.handle_bytes = MAX_HANDLE_SZ;
+    int mount;
+    if (name_to_handle_at(parent_fd, name, &from.handle, &mount, *name == 0 ? AT_EMPTY_PATH : 0)) return NULL;
+    struct file_handle_copy *copy = malloc(sizeof *copy + from.handle.handle_bytes);
+    if (copy == NULL) return NULL;
+    copy->type = from.handle.handle_type;
+    copy->bytes = from.handle.handle_bytes;
+    memcpy(copy->data, from.handle.f_handle, copy->bytes);
+    return copy;
+}
+
+static int open_handle(struct mirror *mirror, const struct file_handle_copy *copy) {
+    union {
+        struct file_handle handle;
+        char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+    } from;
+    from.handle.handle_type = copy->type;
+    from.handle.handle_bytes = copy->bytes;
+    memcpy(from.handle.f_handle, copy->data, copy->bytes);
+    int fd = open_by_handle_at(mirror->source, &from.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+static bool is_this(const struct inode *inode, const struct statx *attributes) {
+    return same_key(inode->key, key_of(attributes)) && same_birth(inode, attributes);
+}
+
+static int verified(const struct inode *inode, int fd) {
+    struct statx attributes;
+    int error = fd < 0 ? fd : stat_at(fd, "", &attributes);
+    if (!error && !is_this(inode, &attributes)) error = -ESTALE;
+    if (error && fd >= 0) close(fd);
+    return error ? error : fd;
+}
+
+static int open_at_place(struct mirror *mirror, struct inode *inode) {
+    char name[NAME_MAX + 1];
+    struct inode *parent = inode_place(mirror, inode, name);
+    if (parent == NULL) return -ESTALE;
+    int fd = backing_get(mirror, parent);
+    if (fd >= 0) {
+        int child = openat(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (child < 0) child = errno == ENOENT || errno == ENOTDIR ? -ESTALE : -errno;
+        backing_put(mirror, parent);
+        fd = child;
+    }
+    inode_put(mirror, parent);
+    return verified(inode, fd);
+}
+
+static int open_again(struct mirror *mirror, struct inode *inode) {
+    if (inode->handle != NULL) {
+        int fd = verified(inode, open_handle(mirror, inode->handle));
+        if (fd >= 0 || fd == -EMFILE || fd == -ENFILE) return fd;
+    }
+    return open_at_place(mirror, inode);
+}
+
+/* ---- the budget, in the order of use; all of it under its lock ------------------------------------------- */
+
+static void unlink_from_order(struct mirror *mirror, struct inode *inode) {
+    if (inode->newer != NULL) inode->newer->older = inode->older;
+    else mirror->budget.newest = inode->older;
+    if (inode->older != NULL) inode->older->newer = inode->newer;
+    else mirror->budget.oldest = inode->newer;
+    inode->newer = inode->older = NULL;
+    mirror->budget.count--;
+}
+
+static void put_newest(struct mirror *mirror, struct inode *inode) {
+    inode->older = mirror->budget.newest;
+    inode->newer = NULL;
+    if (mirror->budget.newest != NULL) mirror->budget.newest->newer = inode;
+    else mirror->budget.oldest = inode;
+    mirror->budget.newest = inode;
+    mirror->budget.count++;
+}
+
+/* Takes descriptors that nobody uses out of the budget until it fits; gives up to `most` of them to be closed. */
+static unsigned overdrawn(struct mirror *mirror, int *fds, unsigned most) {
+    unsigned taken = 0;
+    for (struct inode *inode = mirror->budget.oldest, *newer;
+         inode != NULL && taken < most && mirror->budget.count > mirror->budget.limit; inode = newer) {
+        newer = inode->newer;
+        if (inode->fd_users > 0) continue;
+        unlink_from_order(mirror, inode);
+        fds[taken++] = inode->fd;
+        inode->fd = -1;
+    }
+    return taken;
+}
+
+int backing_get(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_lock(&mirror->budget.lock);
+    if (inode->fd >= 0) {
+        inode->fd_users++;
+        if (!inode->fd_pinned && mirror->budget.newest != inode) {
+            unlink_from_order(mirror, inode);
+            put_newest(mirror, inode);
+        }
+        int fd = inode->fd;
+        pthread_mutex_unlock(&mirror->budget.lock);
+        return fd;
+    }
+    pthread_mutex_unlock(&mirror->budget.lock);
+
+    int fd = open_again(mirror, inode);
+    if (fd < 0) return fd;
+
+    int surplus[8];
+    unsigned close_them = 0;
+    pthread_mutex_lock(&mirror->budget.lock);
+    if (inode->fd >= 0) { /* somebody else was faster */
+        surplus[close_them++] = fd;
+        fd = inode->fd;
+    } else {
+        inode->fd = fd;
+        put_newest(mirror, inode);
+    }
+    inode->fd_users++;
+    close_them += overdrawn(mirror, surplus + close_them, 7);
+    pthread_mutex_unlock(&mirror->budget.lock);
+    while (close_them--) close(surplus[close_them]);
+    return fd;
+}
+
+void backing_put(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_lock(&mirror->budget.lock);
+    inode->fd_users--;
+    pthread_mutex_unlock(&mirror->budget.lock);
+}
+
+static void pin(struct mirror *mirror, struct inode *inode) { /* under the lock */
+    if (inode->fd_pinned) return;
+    unlink_from_order(mirror, inode);
+    inode->fd_pinned = true;
+    atomic_fetch_add(&mirror->budget.pinned, 1);
+}
+
+int backing_pin(struct mirror *mirror, struct inode *inode) {
+    int fd = backing_get(mirror, inode);
+    if (fd < 0) return fd;
+    pthread_mutex_lock(&mirror->budget.lock);
+    pin(mirror, inode);
+    inode->fd_users--;
+    pthread_mutex_unlock(&mirror->budget.lock);
+    return 0;
+}
+
+int backing_adopt(struct mirror *mirror, struct inode *inode, int fd) {
+    pthread_mutex_lock(&mirror->budget.lock);
+    bool taken = inode->fd < 0;
+    if (taken) {
+        inode->fd = fd;
+        put_newest(mirror, inode);
+    }
+    pin(mirror, inode);
+    pthread_mutex_unlock(&mirror->budget.lock);
+    if (!taken) close(fd);
+    return 0;
+}
+
+void backing_drop(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_lock(&mirror->budget.lock);
+    int fd = inode->fd;
+    if (fd >= 0) {
+        if (inode->fd_pinned) atomic_fetch_sub(&mirror->budget.pinned, 1);
+        else unlink_from_order(mirror, inode);
+        inode->fd = -1;
+    }
+    pthread_mutex_unlock(&mirror->budget.lock);
+    if (fd >= 0) close(fd);
+}
+
+/* The working directory of every worker is /proc/self/fd, so the number alone is the path. */
+int backing_reopen(struct mirror *mirror, int fd, int flags) {
+    char number[16];
+    snprintf(number, sizeof number, "%d", fd);
+    int real = openat(mirror->proc_self_fd, number, (flags & ~(O_NOFOLLOW | O_CREAT | O_EXCL)) | O_CLOEXEC | O_NOCTTY);
+    return real < 0 ? -errno : real;
+}
+
+/* One system call where the place is still right, and no descriptor of the inode itself. */
+int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes) {
+    if (inode->type != S_IFDIR && !atomic_load(&inode->removed)) {
+        char name[NAME_MAX + 1];
+        struct inode *parent = inode_place(mirror, inode, name);
+        if (parent != NULL) {
+            int fd = backing_get(mirror, parent);
+            int error = fd < 0 ? fd : stat_at(fd, name, attributes);
+            if (fd >= 0) backing_put(mirror, parent);
+            inode_put(mirror, parent);
+            if (!error && is_this(inode, attributes)) return 0;
+        }
+    }
+    int fd = backing_get(mirror, inode);
+    if (fd < 0) return fd;
+    int error = stat_at(fd, "", attributes);
+    backing_put(mirror, inode);
+    return error;
+}

@@ -1,0 +1,162 @@
+/*
+ * The channel: /dev/fuse, the workers that read from it, and replies.
+ *
+ * Workers are plain threads without a Python state: no request waits for the interpreter. A worker reads a request,
+ * serves it to the end or hands it to the policy, and reads the next. The mount has ended when read() says ENODEV.
+ */
+#include "mirror.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/mount.h>
+#include <sys/uio.h>
+
+int channel_mount(const char *mountpoint, const char *source, const char *type, unsigned long flags,
+                  const char *data) {
+    return mount(source, mountpoint, type, flags, data) ? -errno : 0;
+}
+
+/* ---- replies -------------------------------------------------------------------------------------------- */
+
+int reply(struct worker *worker, uint64_t unique, const void *body, size_t size) {
+    struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .error = 0, .unique = unique};
+    struct iovec parts[2] = {{&header, sizeof header}, {(void *)(uintptr_t)body, size}};
+    for (;;) {
+        if (writev(worker->mirror->device, parts, size > 0 ? 2 : 1) >= 0) return 0;
+        if (errno != EINTR && errno != EAGAIN) return -errno; /* ENOENT: the request was aborted meanwhile */
+    }
+}
+
+void reply_error(struct worker *worker, uint64_t unique, int error) {
+    struct fuse_out_header header = {.len = sizeof header, .error = -error, .unique = unique};
+    while (write(worker->mirror->device, &header, sizeof header) < 0 && (errno == EINTR || errno == EAGAIN)) {}
+}
+
+/* ---- negotiation ---------------------------------------------------------------------------------------- */
+
+void negotiate(struct worker *worker, const struct request *request) {
+    struct mirror *mirror = worker->mirror;
+    const struct fuse_init_in *in = request->argument;
+    if (in->major != FUSE_KERNEL_VERSION || in->minor < EXCLFS_FUSE_MINOR_LEAST ||
+        request->header->len < sizeof *request->header + sizeof *in) {
+        reply_error(worker, request->header->unique, EPROTO);
+        return;
+    }
+    uint64_t offered = in->flags | (in->flags & FUSE_INIT_EXT ? (uint64_t)in->flags2 << 32 : 0);
+    uint64_t wanted = FUSE_ASYNC_READ | FUSE_ATOMIC_O_TRUNC | FUSE_EXPORT_SUPPORT | FUSE_BIG_WRITES | FUSE_DONT_MASK |
+                      FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO |
+                      FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS |
+                      FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | FUSE_INIT_EXT | EXCLFS_DIRECT_IO_ALLOW_MMAP;
+    if (atomic_load(&mirror->passthrough)) wanted |= EXCLFS_PASSTHROUGH;
+    uint64_t taken = offered & wanted;
+    if (!(taken & EXCLFS_PASSTHROUGH)) atomic_store(&mirror->passthrough, false);
+    mirror->killpriv = (taken & FUSE_HANDLE_KILLPRIV_V2) != 0;
+
+    struct exclfs_init_out out = {
+        .major = FUSE_KERNEL_VERSION,
+        .minor = EXCLFS_FUSE_MINOR,
+        .max_readahead = in->max_readahead,
+        .flags = (uint32_t)taken,
+        .flags2 = (uint32_t)(taken >> 32),
+        .max_background = 64,
+        .congestion_threshold = 48,
+        .max_write = BODY_MAX,
+        .max_pages = BODY_MAX / 4096,
+        .time_gran = 1,
+        .max_stack_depth = taken & EXCLFS_PASSTHROUGH ? 1 : 0,
+    };
+    reply(worker, request->header->unique, &out, sizeof out);
+}
+
+/* ---- workers -------------------------------------------------------------------------------------------- */
+
+int worker_begin(struct worker *worker, struct mirror *mirror) {
+    *worker = (struct worker){.mirror = mirror};
+    worker->in = malloc(MESSAGE_MAX);
+    worker->out = malloc(MESSAGE_MAX);
+    int error = worker->in == NULL || worker->out == NULL ? -ENOMEM : requester_begin(worker);
+    if (error) worker_end(worker);
+    return error;
+}
+
+void worker_end(struct worker *worker) {
+    free(worker->in);
+    free(worker->out);
+}
+
+static void loop(struct worker *worker) {
+    struct mirror *mirror = worker->mirror;
+    while (!atomic_load_explicit(&mirror->ended, memory_order_relaxed)) {
+        ssize_t size = read(mirror->device, worker->in, MESSAGE_MAX);
+        if (size < 0) {
+            if (errno == ENODEV || errno == EBADF) break;
+            continue; /* EINTR; ENOENT: the request was taken back */
+        }
+        struct request request;
+        int error = request_parse(worker->in, (size_t)size, &request);
+        if (!error) serve(worker, &request);
+        else if ((size_t)size >= sizeof(struct fuse_in_header))
+            reply_error(worker, ((const struct fuse_in_header *)worker->in)->unique, error);
+    }
+}
+
+static void *work(void *argument) {
+    struct mirror *mirror = argument;
+    struct worker worker;
+    if (worker_begin(&worker, mirror) == 0) {
+        loop(&worker);
+        worker_end(&worker);
+    }
+    if (atomic_fetch_sub(&mirror->workers_left, 1) == 1) {
+        uint64_t one = 1;
+        if (write(mirror->finished, &one, sizeof one) < 0 && errno != EAGAIN) abort();
+    }
+    return NULL;
+}
+
+static void interrupt(int signal) { (void)signal; }
+
+static int wake_signal(void) { return SIGRTMIN + 3; }
+
+int channel_start(struct mirror *mirror) {
+    struct sigaction quiet = {.sa_handler = interrupt}; /* without SA_RESTART: read() returns */
+    if (sigaction(wake_signal(), &quiet, NULL)) return -errno;
+    sigset_t all, before;
+    sigfillset(&all);
+    sigdelset(&all, wake_signal());
+    int error = pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: other signals are the policy's */
+    if (error) return -error;
+    error = questions_start(mirror);
+    mirror->threads = calloc(mirror->settings.threads, sizeof *mirror->threads);
+    if (mirror->threads == NULL) error = -ENOMEM;
+    atomic_store(&mirror->workers_left, mirror->settings.threads);
+    while (!error && mirror->workers < mirror->settings.threads) {
+        error = -pthread_create(&mirror->threads[mirror->workers], NULL, work, mirror);
+        if (!error) mirror->workers++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    mirror->started = true;
+    return error;
+}
+
+/* Ends the workers wherever they are. The mount should be gone; if it is not, its users get ENOTCONN when the
+ * device is closed. */
+void channel_stop(struct mirror *mirror) {
+    atomic_store(&mirror->ended, true);
+    for (unsigned i = 0; i < mirror->workers; i++) {
+        struct timespec patience;
+        do {
+            pthread_kill(mirror->threads[i], wake_signal());
+            clock_gettime(CLOCK_REALTIME, &patience);
+            patience.tv_nsec += 5000000;
+            if (patience.tv_nsec >= 1000000000) {
+                patience.tv_sec++;
+                patience.tv_nsec -= 1000000000;
+            }
+        } while (pthread_timedjoin_np(mirror->threads[i], NULL, &patience) == ETIMEDOUT);
+    }
+    free(mirror->threads);
+    mirror->threads = NULL;
+    mirror->workers = 0;
+}

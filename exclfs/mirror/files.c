@@ -1,0 +1,320 @@
+/*
+ * Files: opening, and everything that is done to an open one.
+ *
+ * With passthrough the kernel reads and writes the backing file itself and the handle costs no descriptor; one
+ * backing id serves all openers of an inode, so it is opened as nobody, without the capabilities that would keep
+ * setuid bits or use the reserve. Where passthrough is not to be had the handle has a descriptor of its own, and
+ * what writes runs as the requester. An inode is open one way or the other, never both at once: the kernel answers
+ * EIO to a mixture.
+ */
+#include "mirror.h"
+
+#include <sys/ioctl.h>
+
+struct open_file {
+    struct inode *inode;
+    int flags;
+    atomic_int fd; /* -1 for passthrough, until something needs one */
+    bool passthrough;
+};
+
+static struct open_file *file_of(uint64_t fh) { return (struct open_file *)(uintptr_t)fh; }
+
+static pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode) {
+    return &mirror->io_locks[inode->key.ino % PLACE_LOCKS];
+}
+
+/* ---- passthrough ---------------------------------------------------------------------------------------- */
+
+static int32_t open_backing(struct worker *worker, int fd) {
+    struct mirror *mirror = worker->mirror;
+    struct exclfs_backing_map map = {.fd = fd};
+    if (become_nobody(worker)) return -1;
+    int id = ioctl(mirror->device, EXCLFS_IOC_BACKING_OPEN, &map), error = errno;
+    become_server(worker);
+    /* Without the privilege, or on a kernel without it, it will never work; a nested filesystem may just not have it. */
+    if (id <= 0 && (error == EPERM || error == ENOTTY)) atomic_store(&mirror->passthrough, false);
+    return id;
+}
+
+/* Settles how the inode is open, and counts it. True for passthrough. */
+static bool enter(struct worker *worker, struct inode *inode, int fd) {
+    struct mirror *mirror = worker->mirror;
+    pthread_mutex_t *lock = io_lock(mirror, inode);
+    pthread_mutex_lock(lock);
+    bool passthrough = inode->passthrough_opens > 0;
+    if (!passthrough && inode->plain_opens == 0 && atomic_load(&mirror->passthrough)) {
+        inode->backing_id = open_backing(worker, fd);
+        passthrough = inode->backing_id > 0;
+    }
+    if (passthrough) inode->passthrough_opens++;
+    else inode->plain_opens++;
+    pthread_mutex_unlock(lock);
+    return passthrough;
+}
+
+static void leave(struct mirror *mirror, struct inode *inode, bool passthrough) {
+    pthread_mutex_t *lock = io_lock(mirror, inode);
+    pthread_mutex_lock(lock);
+    if (!passthrough) inode->plain_opens--;
+    else if (--inode->passthrough_opens == 0) {
+        uint32_t id = (uint32_t)inode->backing_id;
+        inode->backing_id = 0;
+        ioctl(mirror->device, EXCLFS_IOC_BACKING_CLOSE, &id); /* fails only for an id that is not ours */
+    }
+    pthread_mutex_unlock(lock);
+}
+
+/* ---- opening -------------------------------------------------------------------------------------------- */
+
+static void file_free(struct mirror *mirror, struct open_file *file) {
+    leave(mirror, file->inode, file->passthrough);
+    int fd = atomic_load(&file->fd);
+    if (fd >= 0) close(fd);
+    inode_put(mirror, file->inode);
+    free(file);
+}
+
+/* Makes the handle. Takes `real`, a descriptor opened with `flags`, or -1; `path` is an O_PATH descriptor. */
+static int file_new(struct worker *worker, struct inode *inode, int path, int real, int flags,
+                    struct open_file **made) {
+    struct open_file *file = malloc(sizeof *file);
+    if (file == NULL) {
+        if (real >= 0) close(real);
+        return ENOMEM;
+    }
+    inode_get(inode);
+    *file = (struct open_file){.inode = inode, .flags = flags & ~O_TRUNC, .passthrough = enter(worker, inode, path)};
+    atomic_init(&file->fd, real);
+    if (file->passthrough && real >= 0) {
+        close(real);
+        atomic_store(&file->fd, -1);
+    }
+    if (!file->passthrough && real < 0) {
+        real = backing_reopen(worker->mirror, path, file->flags);
+        if (real < 0) {
+            file_free(worker->mirror, file);
+            return -real;
+        }
+        atomic_store(&file->fd, real);
+    }
+    *made = file;
+    return 0;
+}
+
+/* The kernel's own handle does O_DIRECT; the buffers of a worker are not aligned for it. */
+static int server_flags(uint32_t flags) { return (int)flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_NOFOLLOW); }
+
+static void fill_open(const struct open_file *file, struct exclfs_open_out *out) {
+    *out = (struct exclfs_open_out){.fh = (uint64_t)(uintptr_t)file};
+    if (file->passthrough) {
+        out->open_flags = EXCLFS_FOPEN_PASSTHROUGH;
+        out->backing_id = file->inode->backing_id;
+    }
+}
+
+static int truncate_at_open(struct worker *worker, const struct request *request, int path) {
+    const struct fuse_open_in *in = request->argument;
+    int error = become_writer(worker, request->header, in->open_flags & FUSE_OPEN_KILL_SUIDGID);
+    if (error) return error;
+    int fd = backing_reopen(worker->mirror, path, (server_flags(in->flags) & ~O_ACCMODE) | O_WRONLY);
+    become_server(worker);
+    if (fd < 0) return -fd;
+    close(fd);
+    return 0;
+}
+
+void op_open(struct worker *worker, const struct request *request) {
+    const struct fuse_open_in *in = request->argument;
+    struct inode *inode = inode_of(worker, request);
+    if (inode == NULL) return;
+    struct open_file *file = NULL;
+    int path = backing_get(worker->mirror, inode), error = path < 0 ? -path : 0;
+    if (!error && in->flags & O_TRUNC) error = truncate_at_open(worker, request, path);
+    if (!error) error = file_new(worker, inode, path, -1, server_flags(in->flags), &file);
+    if (path >= 0) backing_put(worker->mirror, inode);
+    if (error) reply_error(worker, request->header->unique, error);
+    else {
+        struct exclfs_open_out out;
+        fill_open(file, &out);
+        if (reply(worker, request->header->unique, &out, sizeof out)) file_free(worker->mirror, file);
+    }
+    inode_put(worker->mirror, inode);
+}
+
+static void reply_created(struct worker *worker, const struct request *request, struct inode *inode,
+                          const struct statx *attributes, struct open_file *file) {
+    struct {
+        struct fuse_entry_out entry;
+        struct exclfs_open_out open;
+    } out;
+    fill_entry(worker->mirror, inode, attributes, &out.entry);
+    fill_open(file, &out.open);
+    if (reply(worker, request->header->unique, &out, sizeof out)) {
+        file_free(worker->mirror, file);
+        inode_forget(worker->mirror, inode->nodeid, 1);
+    }
+}
+
+/* Turns a descriptor of a new file into an inode and a handle. Takes `real`. */
+static int adopt_created(struct worker *worker, const struct request *request, struct inode *parent, int parent_fd,
+                         const char *name, int real) {
+    const struct fuse_create_in *in = request->argument;
+    struct statx attributes;
+    int error = -stat_at(real, "", &attributes);
+    struct inode *inode = NULL;
+    if (!error) {
+        inode = inode_seen(worker->mirror, parent, name, parent_fd, &attributes, 1);
+        if (inode == NULL) error = ENOMEM;
+    }
+    if (error) {
+        close(real);
+        return error;
+    }
+    if (parent_fd < 0) { /* a file without a name: only this descriptor leads to it */
+        int kept = fcntl(real, F_DUPFD_CLOEXEC, 0);
+        if (kept < 0) error = errno;
+        else backing_adopt(worker->mirror, inode, kept);
+    }
+    struct open_file *file = NULL;
+    if (error) close(real);
+    else error = file_new(worker, inode, real, real, server_flags(in->flags), &file);
+    if (error) inode_forget(worker->mirror, inode->nodeid, 1);
+    else reply_created(worker, request, inode, &attributes, file);
+    inode_put(worker->mirror, inode);
+    return error;
+}
+
+static void create(struct worker *worker, const struct request *request, bool named) {
+    const struct fuse_create_in *in = request->argument;
+    struct inode *parent = inode_of(worker, request);
+    if (parent == NULL) return;
+    int fd = backing_get(worker->mirror, parent), error = fd < 0 ? -fd : 0;
+    if (!error) error = become_creator(worker, request->header, in->umask);
+    if (!error) {
+        /* Always exclusive: a file that came to be behind the mount has not been checked against the requester.
+         * ESTALE makes the kernel look the name up again, and check. */
+        int flags = server_flags(in->flags) | O_CLOEXEC | (named ? O_CREAT | O_EXCL : O_TMPFILE);
+        if (!named) flags |= (int)in->flags & O_EXCL;
+        int real = openat(fd, named ? request->name : ".", flags, in->mode & 07777);
+        error = real < 0 ? errno : 0;
+        become_server(worker);
+        if (error == EEXIST && !(in->flags & O_EXCL)) error = ESTALE;
+        if (!error)
+            error = adopt_created(worker, request, named ? parent : NULL, named ? fd : -1, named ? request->name : "",
+                                  real);
+    }
+    if (error) reply_error(worker, request->header->unique, error);
+    if (fd >= 0) backing_put(worker->mirror, parent);
+    inode_put(worker->mirror, parent);
+}
+
+void op_create(struct worker *worker, const struct request *request) { create(worker, request, true); }
+void op_tmpfile(struct worker *worker, const struct request *request) { create(worker, request, false); }
+
+/* ---- open files ----------------------------------------------------------------------------------------- */
+
+int handle_descriptor(struct mirror *mirror, uint64_t fh, bool writable) {
+    struct open_file *file = file_of(fh);
+    if (writable && (file->flags & O_ACCMODE) == O_RDONLY) return -EBADF;
+    int fd = atomic_load(&file->fd);
+    if (fd >= 0) return fd;
+    int path = backing_get(mirror, file->inode);
+    if (path < 0) return path;
+    int real = backing_reopen(mirror, path, file->flags & ~O_APPEND);
+    backing_put(mirror, file->inode);
+    if (real < 0) return real;
+    if (atomic_compare_exchange_strong(&file->fd, &fd, real)) return real;
+    close(real);
+    return fd;
+}
+
+static void reply_result(struct worker *worker, const struct request *request, int error) {
+    reply_error(worker, request->header->unique, error);
+}
+
+void op_read(struct worker *worker, const struct request *request) {
+    const struct fuse_read_in *in = request->argument;
+    int fd = handle_descriptor(worker->mirror, in->fh, false);
+    size_t size = in->size < BODY_MAX ? in->size : BODY_MAX;
+    ssize_t done = fd < 0 ? fd : pread(fd, worker->out, size, (off_t)in->offset);
+    if (fd < 0) reply_result(worker, request, -fd);
+    else if (done < 0) reply_result(worker, request, errno);
+    else reply(worker, request->header->unique, worker->out, (size_t)done);
+}
+
+void op_write(struct worker *worker, const struct request *request) {
+    const struct fuse_write_in *in = request->argument;
+    int fd = handle_descriptor(worker->mirror, in->fh, true);
+    int error = fd < 0 ? -fd : become_writer(worker, request->header, in->write_flags & FUSE_WRITE_KILL_SUIDGID);
+    ssize_t done = error ? 0 : pwrite(fd, request->data, request->data_size, (off_t)in->offset);
+    if (!error && done < 0) error = errno;
+    become_server(worker);
+    if (error) reply_result(worker, request, error);
+    else {
+        struct fuse_write_out out = {.size = (uint32_t)done};
+        reply(worker, request->header->unique, &out, sizeof out);
+    }
+}
+
+/* close() of a duplicate makes a network filesystem write back, and tells of what failed. */
+void op_flush(struct worker *worker, const struct request *request) {
+    const struct fuse_flush_in *in = request->argument;
+    int fd = atomic_load(&file_of(in->fh)->fd), error = 0;
+    if (fd >= 0) {
+        int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (copy < 0 || close(copy)) error = errno;
+    }
+    reply_result(worker, request, error);
+}
+
+void op_release(struct worker *worker, const struct request *request) {
+    const struct fuse_release_in *in = request->argument;
+    file_free(worker->mirror, file_of(in->fh));
+    reply_result(worker, request, 0);
+}
+
+void op_fsync(struct worker *worker, const struct request *request) {
+    const struct fuse_fsync_in *in = request->argument;
+    int fd = handle_descriptor(worker->mirror, in->fh, false);
+    int failed = fd < 0 ? 0 : in->fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(fd) : fsync(fd);
+    reply_result(worker, request, fd < 0 ? -fd : failed ? errno : 0);
+}
+
+void op_fallocate(struct worker *worker, const struct request *request) {
+    const struct fuse_fallocate_in *in = request->argument;
+    int fd = handle_descriptor(worker->mirror, in->fh, true);
+    int error = fd < 0 ? -fd : become_writer(worker, request->header, false);
+    if (!error && fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length)) error = errno;
+    become_server(worker);
+    reply_result(worker, request, error);
+}
+
+void op_lseek(struct worker *worker, const struct request *request) {
+    const struct fuse_lseek_in *in = request->argument;
+    int fd = handle_descriptor(worker->mirror, in->fh, false);
+    off_t found = fd < 0 ? fd : lseek(fd, (off_t)in->offset, (int)in->whence);
+    if (fd < 0) reply_result(worker, request, -fd);
+    else if (found < 0) reply_result(worker, request, errno);
+    else {
+        struct fuse_lseek_out out = {.offset = (uint64_t)found};
+        reply(worker, request->header->unique, &out, sizeof out);
+    }
+}
+
+void op_copy_file_range(struct worker *worker, const struct request *request) {
+    const struct fuse_copy_file_range_in *in = request->argument;
+    int from = handle_descriptor(worker->mirror, in->fh_in, false);
+    int to = handle_descriptor(worker->mirror, in->fh_out, true);
+    int error = from < 0 ? -from : to < 0 ? -to : become_writer(worker, request->header, false);
+    off_t from_offset = (off_t)in->off_in, to_offset = (off_t)in->off_out;
+    size_t size = in->len < (1U << 30) ? in->len : 1U << 30;
+    ssize_t done = error ? 0 : copy_file_range(from, &from_offset, to, &to_offset, size, (unsigned)in->flags);
+    if (!error && done < 0) error = errno;
+    become_server(worker);
+    if (error) reply_result(worker, request, error);
+    else {
+        struct fuse_write_out out = {.size = (uint32_t)done};
+        reply(worker, request->header->unique, &out, sizeof out);
+    }
+}

@@ -1,0 +1,364 @@
+/*
+ * The mirror: everything that the C sources of this directory share.
+ *
+ *   channel      /dev/fuse: the session, its workers, replies
+ *   request      a message of the kernel, taken apart and checked
+ *   operations   which function answers which opcode
+ *   entries attributes xattrs files directories removals    the operations
+ *   inodes       the table: every inode that the kernel knows or that is held
+ *   backing      a descriptor for an inode, from a budget; identity verified
+ *   locks        the stripes that make removals and trylocks linearisable
+ *   questions    requests that wait for a verdict of the policy
+ *   requester    doing something as the user who asked for it
+ *   module       the Python face
+ *
+ * Order of locks, outermost first: (tree lock, when it comes) > stripe, by address > key shard > nodeid shard >
+ * place lock > budget. None is held while a request waits for a verdict.
+ */
+#ifndef EXCLFS_MIRROR_H
+#define EXCLFS_MIRROR_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/types.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fuse_abi.h"
+
+/* ---- requests ------------------------------------------------------------------------------------------- */
+
+enum { BODY_MAX = 1 << 20, MESSAGE_MAX = BODY_MAX + 4096, QUESTION_MAX = 128 << 10 };
+
+/* A request of the kernel. The pointers lead into the message that it was parsed from. */
+struct request {
+    const struct fuse_in_header *header;
+    const void *argument;    /* the fixed part, of the size that the opcode has */
+    const char *name;        /* first name, or NULL */
+    const char *second_name; /* of a rename; the target of a symlink */
+    const void *data;        /* of a write or setxattr */
+    size_t data_size;
+};
+
+/* 0, or the errno that the request deserves (EINVAL; ENOSYS for an opcode that nobody here answers). */
+int request_parse(const void *message, size_t size, struct request *request);
+
+/* ---- inodes --------------------------------------------------------------------------------------------- */
+
+struct key {
+    dev_t dev;
+    ino_t ino;
+};
+
+struct file_handle_copy {
+    int type;
+    unsigned bytes;
+    unsigned char data[];
+};
+
+struct inode {
+    /* Identity: never changes. */
+    struct key key;
+    int64_t birth_seconds; /* 0 where the filesystem keeps no birth time */
+    uint32_t birth_nanoseconds;
+    uint32_t generation;
+    uint64_t nodeid;
+    mode_t type; /* S_IFMT bits */
+
+    /* Lifetime: one reference for the kernel while nlookup > 0, one for a non-zero word, one for each child whose
+     * place is here, one for each request at work. */
+    atomic_uint references;
+    uint64_t nlookup; /* under the key shard */
+    struct inode *next_of_key, *next_of_nodeid;
+
+    /* What the policy set: written under the stripe held exclusively. */
+    atomic_uint word;
+    atomic_uint word_generation;
+    atomic_uint frozen; /* questions that must be answered before the word may change */
+    atomic_bool removed; /* its last link went through this mirror */
+
+    /* Where it was seen last: under the place lock. */
+    struct inode *parent;
+    char *name;
+
+    /* A descriptor, if it has one: under the budget's lock. */
+    struct file_handle_copy *handle; /* set once, before the inode is published */
+    struct inode *newer, *older;     /* in the order of use; NULL if fd is pinned or -1 */
+    int fd;                          /* O_PATH, or -1 */
+    unsigned fd_users;
+    bool fd_pinned; /* kept until FORGET: nothing else leads to it any more */
+
+    /* How it is open: under io_lock of the mirror's stripe. */
+    int32_t backing_id; /* > 0 while open by passthrough */
+    uint32_t passthrough_opens, plain_opens;
+};
+
+enum { SHARDS = 64 };
+
+struct shard {
+    pthread_mutex_t lock;
+    struct inode **buckets;
+    size_t size, count;
+};
+
+struct inode_table {
+    struct shard by_key[SHARDS], by_nodeid[SHARDS];
+    atomic_ulong known;
+    atomic_ulong next_nodeid;
+};
+
+/* ---- locks ---------------------------------------------------------------------------------------------- */
+
+enum { STRIPES = 1024, PLACE_LOCKS = 256 };
+
+struct stripes {
+    pthread_rwlock_t lock[STRIPES];
+    pthread_mutex_t thaw_lock;
+    pthread_cond_t thawed;
+};
+
+/* ---- the mirror ----------------------------------------------------------------------------------------- */
+
+struct settings {
+    double entry_timeout, attr_timeout; /* seconds */
+    double decision_timeout;            /* seconds */
+    unsigned threads;
+    unsigned descriptors; /* the budget of the inode table */
+    bool passthrough;     /* use it where the kernel has it */
+    bool ask_always;
+    bool privileged; /* root: may act as the requester, may open by handle */
+};
+
+enum counter {
+    C_LOOKUP, C_GETATTR, C_SETATTR, C_READLINK, C_CREATE, C_OPEN, C_READ, C_WRITE, C_RELEASE, C_READDIR, C_REMOVE,
+    C_XATTR, C_FORGET, C_OTHER, C_ASKED, C_TIMED_OUT, C_ASKED_AGAIN, COUNTERS
+};
+
+struct question;
+
+struct questions {
+    pthread_mutex_t lock;
+    struct question *first, *last; /* in the order of asking, which is the order of their deadlines */
+    int channel;                   /* our end of the socket pair */
+    int wake;                      /* eventfd: something to send, or the end */
+    pthread_t thread;
+    bool running, stopping;
+    unsigned unsent;
+};
+
+struct mirror {
+    struct settings settings;
+    int device;       /* /dev/fuse */
+    int source;       /* the root of the backing tree, O_RDONLY | O_DIRECTORY: also the mount for file handles */
+    int proc_self_fd; /* the working directory of every worker: "17" there is descriptor 17 */
+    int finished;     /* eventfd, written when the mount has ended */
+    atomic_bool ended;
+    atomic_uint workers_left;
+    unsigned workers;
+    pthread_t *threads;
+    bool started;
+
+    struct inode_table table;
+    struct inode *root;
+    struct stripes stripes;
+    pthread_mutex_t place_locks[PLACE_LOCKS];
+    pthread_mutex_t io_locks[PLACE_LOCKS];
+
+    struct {
+        pthread_mutex_t lock;
+        struct inode *newest, *oldest;
+        unsigned count, limit;
+        atomic_uint pinned;
+    } budget;
+
+    struct questions questions;
+    atomic_bool handles; /* file handles of the root device can be opened */
+    atomic_bool passthrough;
+    bool killpriv;          /* FUSE_HANDLE_KILLPRIV_V2 was negotiated */
+    atomic_ulong counters[COUNTERS];
+};
+
+/* A thread at work: its buffers, and as whom it runs at the moment. */
+struct worker {
+    struct mirror *mirror;
+    char *in, *out; /* MESSAGE_MAX each */
+    uid_t fsuid;
+    gid_t fsgid;
+    mode_t umask;
+    bool stripped; /* without CAP_FSETID and CAP_SYS_RESOURCE */
+    uid_t own_uid;
+    gid_t own_gid;
+    struct question *verdict; /* PROCEED of this question is being carried out, or NULL */
+};
+
+/* channel.c */
+int channel_mount(const char *mountpoint, const char *source, const char *type, unsigned long flags, const char *data);
+int channel_start(struct mirror *mirror);
+void channel_stop(struct mirror *mirror);
+int worker_begin(struct worker *worker, struct mirror *mirror);
+void worker_end(struct worker *worker);
+int reply(struct worker *worker, uint64_t unique, const void *body, size_t size); /* 0 or -errno of the write */
+void reply_error(struct worker *worker, uint64_t unique, int error);              /* error: positive errno, or 0 */
+void negotiate(struct worker *worker, const struct request *request);
+
+static inline void count(struct mirror *mirror, enum counter counter) {
+    atomic_fetch_add_explicit(&mirror->counters[counter], 1, memory_order_relaxed);
+}
+
+/* operations.c: answers one request, or hands it to the policy. */
+void serve(struct worker *worker, const struct request *request);
+
+/* inodes.c */
+int inodes_init(struct mirror *mirror);
+void inodes_destroy(struct mirror *mirror);
+bool same_birth(const struct inode *inode, const struct statx *attributes);
+/* The inode of this key with a new reference, or NULL. attributes, if given, must show the same birth. */
+struct inode *inode_by_key(struct mirror *mirror, struct key key, const struct statx *attributes);
+struct inode *inode_by_nodeid(struct mirror *mirror, uint64_t nodeid); /* referenced, or NULL */
+/* Finds or makes the inode that (parent, name) was just seen to be; fd may be -1. With lookups added to nlookup. */
+struct inode *inode_seen(struct mirror *mirror, struct inode *parent, const char *name, int parent_fd,
+                         const struct statx *attributes, unsigned lookups);
+void inode_looked_up(struct mirror *mirror, struct inode *inode); /* once more by the kernel */
+void inode_get(struct inode *inode);
+void inode_put(struct mirror *mirror, struct inode *inode);
+void inode_forget(struct mirror *mirror, uint64_t nodeid, uint64_t lookups);
+void inode_moved(struct mirror *mirror, struct inode *inode, struct inode *parent, const char *name);
+void inode_gone(struct mirror *mirror, struct inode *inode); /* its last link is removed: the key is free again */
+uint64_t shown_ino(const struct mirror *mirror, dev_t dev, ino_t ino);
+/* The path below the root, without a leading slash; at most size - 1 bytes, a deeper one begins with "...". */
+size_t inode_path(struct mirror *mirror, struct inode *directory, const char *name, char *path, size_t size);
+size_t inode_own_path(struct mirror *mirror, struct inode *inode, char *path, size_t size);
+/* Where it was seen last; the parent comes with a reference, NULL for the root. */
+struct inode *inode_place(struct mirror *mirror, struct inode *inode, char name[NAME_MAX + 1]);
+
+static inline struct key key_of(const struct statx *attributes) {
+    return (struct key){
+        .dev = makedev(attributes->stx_dev_major, attributes->stx_dev_minor),
+        .ino = attributes->stx_ino,
+    };
+}
+
+static inline bool same_key(struct key a, struct key b) { return a.ino == b.ino && a.dev == b.dev; }
+
+/* backing.c */
+enum { STATX_WANTED = STATX_BASIC_STATS | STATX_BTIME };
+int backing_init(struct mirror *mirror);
+void backing_destroy(struct mirror *mirror);
+int backing_get(struct mirror *mirror, struct inode *inode); /* an O_PATH descriptor, or -errno */
+void backing_put(struct mirror *mirror, struct inode *inode);
+void backing_drop(struct mirror *mirror, struct inode *inode); /* at the inode's end */
+int backing_pin(struct mirror *mirror, struct inode *inode);   /* keep a descriptor until FORGET; 0 or -errno */
+int backing_adopt(struct mirror *mirror, struct inode *inode, int fd); /* pin this one, which we own */
+int backing_reopen(struct mirror *mirror, int fd, int flags);  /* a real descriptor for an O_PATH one */
+int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes);
+int stat_at(int fd, const char *name, struct statx *attributes); /* 0 or -errno */
+struct file_handle_copy *backing_handle(struct mirror *mirror, int parent_fd, const char *name);
+
+/* locks.c */
+int locks_init(struct mirror *mirror);
+void locks_destroy(struct mirror *mirror);
+void stripes_share(struct mirror *mirror, struct key first, const struct key *second);
+void stripes_release(struct mirror *mirror, struct key first, const struct key *second);
+int word_set(struct mirror *mirror, struct inode *inode, unsigned word, bool wait); /* 0, -EAGAIN, -ESTALE */
+void word_freeze(struct inode *inode);
+void word_thaw(struct mirror *mirror, struct inode *inode);
+
+/* questions.c */
+enum { TESTED_MAX = 2, ROUNDS = 4 };
+struct tested {
+    struct inode *inode; /* referenced by the question; NULL: no inode of ours was there */
+    struct key key;
+    unsigned generation;
+};
+struct question {
+    struct question *next;
+    uint64_t unique;
+    struct timespec deadline;
+    bool sent;
+    bool frozen; /* the words of `tested` are locked until this is answered */
+    unsigned rounds;
+    struct tested tested[TESTED_MAX];
+    size_t packet_size, message_size;
+    char *packet;   /* what goes up */
+    char message[]; /* the request as the kernel sent it */
+};
+int questions_init(struct mirror *mirror, int channel);
+int questions_start(struct mirror *mirror);
+void questions_stop(struct mirror *mirror);
+/* Each hands the request to the policy; it will be answered or carried out later by the questions' thread. */
+void ask_removal(struct worker *worker, const struct request *request, const struct tested tested[TESTED_MAX],
+                 const char *path, const char *second_path);
+void ask_xattr(struct worker *worker, const struct request *request);
+
+/* requester.c */
+int requester_begin(struct worker *worker); /* prepares a thread; 0 or -errno */
+int become(struct worker *worker, const struct fuse_in_header *header);                       /* ids; 0 or errno */
+int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t umask); /* ids and umask */
+int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip);    /* ids and capabilities */
+int become_nobody(struct worker *worker);
+void become_server(struct worker *worker); /* back to what the server is */
+int run_as(uid_t uid, gid_t gid, const gid_t *groups, size_t count, int (*work)(void *), void *argument);
+
+/* the operations: each replies, or hands on */
+void op_lookup(struct worker *, const struct request *);
+void op_forget(struct worker *, const struct request *);
+void op_batch_forget(struct worker *, const struct request *);
+void op_getattr(struct worker *, const struct request *);
+void op_statx(struct worker *, const struct request *);
+void op_setattr(struct worker *, const struct request *);
+void op_statfs(struct worker *, const struct request *);
+void op_readlink(struct worker *, const struct request *);
+void op_symlink(struct worker *, const struct request *);
+void op_mknod(struct worker *, const struct request *);
+void op_mkdir(struct worker *, const struct request *);
+void op_link(struct worker *, const struct request *);
+void op_unlink(struct worker *, const struct request *);
+void op_rmdir(struct worker *, const struct request *);
+void op_rename(struct worker *, const struct request *);
+void op_open(struct worker *, const struct request *);
+void op_create(struct worker *, const struct request *);
+void op_tmpfile(struct worker *, const struct request *);
+void op_read(struct worker *, const struct request *);
+void op_write(struct worker *, const struct request *);
+void op_flush(struct worker *, const struct request *);
+void op_release(struct worker *, const struct request *);
+void op_fsync(struct worker *, const struct request *);
+void op_fallocate(struct worker *, const struct request *);
+void op_lseek(struct worker *, const struct request *);
+void op_copy_file_range(struct worker *, const struct request *);
+void op_opendir(struct worker *, const struct request *);
+void op_readdir(struct worker *, const struct request *);
+void op_readdirplus(struct worker *, const struct request *);
+void op_releasedir(struct worker *, const struct request *);
+void op_fsyncdir(struct worker *, const struct request *);
+void op_setxattr(struct worker *, const struct request *);
+void op_getxattr(struct worker *, const struct request *);
+void op_listxattr(struct worker *, const struct request *);
+void op_removexattr(struct worker *, const struct request *);
+
+/* shared by operations */
+bool is_exclfs_name(const char *name); /* an xattr of ours: the policy answers it */
+void fill_attr(const struct mirror *mirror, const struct statx *from, struct fuse_attr *to);
+void fill_timeout(double seconds, uint64_t *whole, uint32_t *nanoseconds);
+void fill_entry(const struct mirror *mirror, const struct inode *inode, const struct statx *attributes,
+                struct fuse_entry_out *entry);
+int handle_descriptor(struct mirror *mirror, uint64_t fh, bool writable); /* of an open file, owned by it; or -errno */
+
+/* The inode that a request is about, with a reference; NULL after an ESTALE reply. */
+struct inode *inode_of(struct worker *worker, const struct request *request);
+
+#endif

@@ -1,0 +1,463 @@
+/*
+ * The Python face of the mirror: exclfs.mirror._mirror.
+ *
+ * Thin: it converts values and errors. Every call that can wait releases the interpreter. Errors are OSError with the
+ * errno; exclfs/mirror/__init__.py makes them typed.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "mirror.h"
+
+#include <linux/openat2.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+typedef struct {
+    PyObject_HEAD
+    struct mirror *mirror;
+} MirrorObject;
+
+static PyObject *os_error(int error) {
+    errno = error < 0 ? -error : error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* ---- making and ending ---------------------------------------------------------------------------------- */
+
+static void mirror_free(struct mirror *mirror) {
+    channel_stop(mirror);
+    questions_stop(mirror);
+    inodes_destroy(mirror);
+    backing_destroy(mirror);
+    locks_destroy(mirror);
+    if (mirror->finished >= 0) close(mirror->finished);
+    if (mirror->proc_self_fd >= 0) close(mirror->proc_self_fd);
+    free(mirror);
+}
+
+/* Whether file handles of the root's device can be opened again; found out by opening the root's own. */
+static bool handles_work(struct mirror *mirror) {
+    union {
+        struct file_handle handle;
+        char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+    } root;
+    root.handle.handle_bytes = MAX_HANDLE_SZ;
+    int mount;
+    if (name_to_handle_at(mirror->source, "", &root.handle, &mount, AT_EMPTY_PATH)) return false;
+    int fd = open_by_handle_at(mirror->source, &root.handle, O_PATH | O_CLOEXEC);
+    if (fd < 0) return false;
+    close(fd);
+    return true;
+}
+
+static int mirror_root(struct mirror *mirror) {
+    struct statx attributes;
+    int error = stat_at(mirror->source, "", &attributes);
+    if (error) return error;
+    atomic_store(&mirror->handles, mirror->settings.privileged && handles_work(mirror));
+    mirror->root = inode_seen(mirror, NULL, "", mirror->source, &attributes, 1);
+    if (mirror->root == NULL) return -ENOMEM;
+    int kept = fcntl(mirror->source, F_DUPFD_CLOEXEC, 0);
+    return kept < 0 ? -errno : backing_adopt(mirror, mirror->root, kept);
+}
+
+static int mirror_new(struct mirror **made, int source, int device, int channel, struct settings settings) {
+    struct mirror *mirror = calloc(1, sizeof *mirror);
+    if (mirror == NULL) return -ENOMEM;
+    mirror->settings = settings;
+    mirror->source = source;
+    mirror->device = device;
+    atomic_store(&mirror->passthrough, settings.passthrough);
+    mirror->finished = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int error = mirror->finished < 0 || mirror->proc_self_fd < 0 ? -errno : 0;
+    if (!error) error = locks_init(mirror);
+    if (!error) error = backing_init(mirror);
+    if (!error) error = inodes_init(mirror);
+    if (!error) error = questions_init(mirror, channel);
+    if (!error) error = mirror_root(mirror);
+    *made = mirror; /* what little an error leaves goes with the process: it cannot serve */
+    return error;
+}
+
+static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout", "decision_timeout",
+                            "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   NULL};
+    int source, device, channel, passthrough, ask_always, privileged;
+    struct settings settings;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIppp", names, &source, &device, &channel,
+                                     &settings.entry_timeout, &settings.attr_timeout, &settings.decision_timeout,
+                                     &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged))
+        return -1;
+    settings.passthrough = passthrough;
+    settings.ask_always = ask_always;
+    settings.privileged = privileged;
+    int error = mirror_new(&self->mirror, source, device, channel, settings);
+    if (error) {
+        os_error(error);
+        return -1;
+    }
+    return 0;
+}
+
+static void Mirror_dealloc(MirrorObject *self) {
+    if (self->mirror != NULL && self->mirror->started) {
+        Py_BEGIN_ALLOW_THREADS
+        mirror_free(self->mirror);
+        Py_END_ALLOW_THREADS
+    }
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static struct mirror *running(MirrorObject *self) {
+    if (self->mirror != NULL) return self->mirror;
+    PyErr_SetString(PyExc_ValueError, "the mirror has been stopped");
+    return NULL;
+}
+
+static PyObject *Mirror_start(MirrorObject *self, PyObject *ignored) {
+    (void)ignored;
+    struct mirror *mirror = running(self);
+    if (mirror == NULL) return NULL;
+    int error = channel_start(mirror);
+    if (error) return os_error(error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Mirror_stop(MirrorObject *self, PyObject *ignored) {
+    (void)ignored;
+    struct mirror *mirror = self->mirror;
+    self->mirror = NULL;
+    if (mirror != NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        mirror_free(mirror);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- inodes and words ----------------------------------------------------------------------------------- */
+
+static PyObject *inode_tuple(const struct inode *inode) {
+    return Py_BuildValue("(KKKI)", (unsigned long long)inode->nodeid, (unsigned long long)inode->key.dev,
+                         (unsigned long long)inode->key.ino, inode->generation);
+}
+
+static PyObject *Mirror_identify(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode == NULL) return os_error(ESTALE);
+    PyObject *result = inode_tuple(inode);
+    inode_put(mirror, inode);
+    return result;
+}
+
+static PyObject *Mirror_set_word(MirrorObject *self, PyObject *arguments) {
+    unsigned long long nodeid;
+    unsigned word;
+    int wait, error = -ESTALE;
+    struct mirror *mirror = running(self);
+    if (mirror == NULL || !PyArg_ParseTuple(arguments, "KIp", &nodeid, &word, &wait)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode != NULL) {
+        error = word_set(mirror, inode, word, wait);
+        inode_put(mirror, inode);
+    }
+    Py_END_ALLOW_THREADS
+    if (error) return os_error(error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Mirror_path(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode == NULL) return os_error(ESTALE);
+    char path[PATH_MAX + NAME_MAX];
+    size_t size = inode_own_path(mirror, inode, path, sizeof path);
+    inode_put(mirror, inode);
+    return PyBytes_FromStringAndSize(path, (Py_ssize_t)size);
+}
+
+static PyObject *Mirror_attributes(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    struct statx attributes;
+    int error = -ESTALE;
+    Py_BEGIN_ALLOW_THREADS
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode != NULL) {
+        error = backing_stat(mirror, inode, &attributes);
+        inode_put(mirror, inode);
+    }
+    Py_END_ALLOW_THREADS
+    if (error) return os_error(error);
+    return Py_BuildValue("(IIII)", attributes.stx_uid, attributes.stx_gid, (unsigned)attributes.stx_mode,
+                         attributes.stx_nlink);
+}
+
+/* ---- a path below the root, as somebody else ------------------------------------------------------------ */
+
+struct path_search {
+    int source;
+    const char *path;
+};
+
+static int search_path(void *argument) {
+    const struct path_search *search = argument;
+    struct open_how how = {
+        .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
+    };
+    int fd = (int)syscall(SYS_openat2, search->source, search->path, &how, sizeof how);
+    return fd < 0 ? -errno : fd;
+}
+
+/* Makes the inode behind an O_PATH descriptor known, with every directory that leads to it. */
+static struct inode *know_path(struct mirror *mirror, const char *path) {
+    struct inode *at = mirror->root;
+    inode_get(at);
+    char *copy = strdup(path), *rest = copy, *name;
+    while (copy != NULL && at != NULL && (name = strsep(&rest, "/")) != NULL) {
+        if (*name == 0 || strcmp(name, ".") == 0) continue;
+        struct statx attributes;
+        int fd = backing_get(mirror, at);
+        struct inode *next = NULL;
+        if (fd >= 0) {
+            if (strcmp(name, "..") != 0 && stat_at(fd, name, &attributes) == 0)
+                next = inode_seen(mirror, at, name, fd, &attributes, 0);
+            backing_put(mirror, at);
+        }
+        inode_put(mirror, at);
+        at = next;
+    }
+    free(copy);
+    return at;
+}
+
+/* The reference that a resolved inode keeps until release_inode(). */
+static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
+    const char *path;
+    unsigned uid, gid;
+    PyObject *group_list;
+    struct mirror *mirror = running(self);
+    if (mirror == NULL || !PyArg_ParseTuple(arguments, "yIIO!", &path, &uid, &gid, &PyTuple_Type, &group_list))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(group_list);
+    if (count > NGROUPS_MAX) return os_error(EINVAL);
+    gid_t *groups = calloc((size_t)count + 1, sizeof *groups);
+    if (groups == NULL) return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++)
+        groups[i] = (gid_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(group_list, i));
+    if (PyErr_Occurred()) {
+        free(groups);
+        return NULL;
+    }
+    struct path_search search = {mirror->source, *path ? path : "."};
+    struct inode *inode = NULL;
+    int error = 0;
+    Py_BEGIN_ALLOW_THREADS
+    int fd = run_as(uid, gid, groups, (size_t)count, search_path, &search);
+    struct statx seen;
+    error = fd < 0 ? fd : stat_at(fd, "", &seen);
+    if (!error) {
+        inode = know_path(mirror, path);
+        /* What the requester could reach, and nothing else. */
+        if (inode == NULL || !same_key(inode->key, key_of(&seen)) || !same_birth(inode, &seen)) error = -ESTALE;
+    }
+    if (fd >= 0) close(fd);
+    Py_END_ALLOW_THREADS
+    free(groups);
+    if (error) {
+        if (inode != NULL) inode_put(mirror, inode);
+        return os_error(error);
+    }
+    return inode_tuple(inode);
+}
+
+static PyObject *Mirror_release(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode != NULL) {
+        inode_put(mirror, inode); /* this call's */
+        inode_put(mirror, inode); /* the one that resolve() left */
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- looking -------------------------------------------------------------------------------------------- */
+
+static PyObject *Mirror_counters(MirrorObject *self, PyObject *ignored) {
+    (void)ignored;
+    static const char *names[COUNTERS] = {
+        "lookup", "getattr", "setattr", "readlink", "create",   "open",  "read",      "write",       "release",
+        "readdir", "remove", "xattr",   "forget",   "other", "asked", "timed_out", "asked_again"};
+    struct mirror *mirror = running(self);
+    PyObject *all = mirror == NULL ? NULL : PyDict_New();
+    if (all == NULL) return NULL;
+    unsigned long values[COUNTERS + 3];
+    const char *labels[COUNTERS + 3];
+    unsigned number = 0;
+    for (; number < COUNTERS; number++) {
+        labels[number] = names[number];
+        values[number] = atomic_load(&mirror->counters[number]);
+    }
+    labels[number] = "inodes";
+    values[number++] = atomic_load(&mirror->table.known);
+    labels[number] = "descriptors";
+    pthread_mutex_lock(&mirror->budget.lock);
+    values[number++] = mirror->budget.count + atomic_load(&mirror->budget.pinned);
+    pthread_mutex_unlock(&mirror->budget.lock);
+    labels[number] = "passthrough";
+    values[number++] = atomic_load(&mirror->passthrough);
+    for (unsigned i = 0; i < number; i++) {
+        PyObject *value = PyLong_FromUnsignedLong(values[i]);
+        if (value == NULL || PyDict_SetItemString(all, labels[i], value)) {
+            Py_XDECREF(value);
+            Py_DECREF(all);
+            return NULL;
+        }
+        Py_DECREF(value);
+    }
+    return all;
+}
+
+static PyObject *Mirror_finished(MirrorObject *self, PyObject *ignored) {
+    (void)ignored;
+    struct mirror *mirror = running(self);
+    return mirror == NULL ? NULL : PyLong_FromLong(mirror->finished);
+}
+
+static PyMethodDef Mirror_methods[] = {
+    {"start", (PyCFunction)Mirror_start, METH_NOARGS, NULL},
+    {"stop", (PyCFunction)Mirror_stop, METH_NOARGS, NULL},
+    {"finished", (PyCFunction)Mirror_finished, METH_NOARGS, NULL},
+    {"identify", (PyCFunction)Mirror_identify, METH_O, NULL},
+    {"set_word", (PyCFunction)Mirror_set_word, METH_VARARGS, NULL},
+    {"path", (PyCFunction)Mirror_path, METH_O, NULL},
+    {"attributes", (PyCFunction)Mirror_attributes, METH_O, NULL},
+    {"resolve", (PyCFunction)Mirror_resolve, METH_VARARGS, NULL},
+    {"release", (PyCFunction)Mirror_release, METH_O, NULL},
+    {"counters", (PyCFunction)Mirror_counters, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject MirrorType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "exclfs.mirror._mirror.Mirror",
+    .tp_basicsize = sizeof(MirrorObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Mirror_init,
+    .tp_dealloc = (destructor)Mirror_dealloc,
+    .tp_methods = Mirror_methods,
+};
+
+/* ---- functions ------------------------------------------------------------------------------------------ */
+
+static PyObject *module_mount(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *source, *mountpoint, *type, *data;
+    unsigned long flags;
+    if (!PyArg_ParseTuple(arguments, "yyyky", &source, &mountpoint, &type, &flags, &data)) return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = channel_mount(mountpoint, source, type, flags, data);
+    Py_END_ALLOW_THREADS
+    if (error) return os_error(error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *module_detach(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *mountpoint;
+    int failed;
+    if (!PyArg_ParseTuple(arguments, "y", &mountpoint)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = umount2(mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW);
+    Py_END_ALLOW_THREADS
+    if (failed) return os_error(errno);
+    Py_RETURN_NONE;
+}
+
+/* (st_dev, nodeid, generation) of a FUSE inode, without asking its server. */
+static PyObject *module_fuse_handle(PyObject *module, PyObject *argument) {
+    (void)module;
+    int fd = PyObject_AsFileDescriptor(argument);
+    if (fd < 0) return NULL;
+    struct statx attributes;
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_INO, &attributes))
+        return os_error(errno);
+    union {
+        struct file_handle handle;
+        char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+    } from;
+    from.handle.handle_bytes = MAX_HANDLE_SZ;
+    int mount;
+    if (name_to_handle_at(fd, "", &from.handle, &mount, AT_EMPTY_PATH)) return os_error(errno);
+    uint32_t words[3]; /* fs/fuse/inode.c, fuse_encode_fh(): nodeid high, nodeid low, generation */
+    if (from.handle.handle_bytes < sizeof words) return os_error(EINVAL);
+    memcpy(words, from.handle.f_handle, sizeof words);
+    return Py_BuildValue("(KKI)", (unsigned long long)makedev(attributes.stx_dev_major, attributes.stx_dev_minor),
+                         (unsigned long long)words[0] << 32 | words[1], words[2]);
+}
+
+/* What request_parse() makes of a message: (argument size ignored) names and data, or OSError. For tests and fuzzing. */
+static PyObject *module_parse(PyObject *module, PyObject *argument) {
+    (void)module;
+    char *bytes;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(argument, &bytes, &size)) return NULL;
+    /* A copy of exactly this size, so that a read beyond its end is one that AddressSanitizer sees. */
+    void *message = malloc(size > 0 ? (size_t)size : 1);
+    if (message == NULL) return PyErr_NoMemory();
+    memcpy(message, bytes, (size_t)size);
+    struct request request;
+    int error = request_parse(message, (size_t)size, &request);
+    PyObject *result = error ? os_error(error)
+                             : Py_BuildValue("(yyy#)", request.name, request.second_name, (const char *)request.data,
+                                             (Py_ssize_t)request.data_size);
+    free(message);
+    return result;
+}
+
+static PyObject *module_hide(PyObject *module, PyObject *ignored) {
+    (void)module;
+    (void)ignored;
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) return os_error(errno);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"mount", module_mount, METH_VARARGS, NULL},   {"detach", module_detach, METH_VARARGS, NULL},
+    {"fuse_handle", module_fuse_handle, METH_O, NULL}, {"parse", module_parse, METH_O, NULL},
+    {"hide", module_hide, METH_NOARGS, NULL},      {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "_mirror", .m_size = -1, .m_methods = functions};
+
+PyMODINIT_FUNC PyInit__mirror(void) {
+    if (PyType_Ready(&MirrorType) < 0) return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL) return NULL;
+    Py_INCREF(&MirrorType);
+    if (PyModule_AddObject(module, "Mirror", (PyObject *)&MirrorType) < 0) {
+        Py_DECREF(&MirrorType);
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

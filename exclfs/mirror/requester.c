@@ -1,0 +1,166 @@
+/*
+ * The requester: doing something as the user who asked for it.
+ *
+ * The server's privileges never serve a requester. What creates runs with the requester's fsuid, fsgid and umask, so
+ * that a new file never belongs to anybody else. What writes runs with the requester's fsuid and, where the kernel
+ * says so, without CAP_FSETID (else setuid bits would survive a stranger's write), and always without
+ * CAP_SYS_RESOURCE unless root asks (else reserved blocks and quotas would be bypassed).
+ *
+ * The calls are raw: ids and capabilities belong to the thread, and glibc's wrappers would change every thread.
+ */
+#include "mirror.h"
+
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+static int change_capabilities(bool strip) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+    struct __user_cap_data_struct sets[2];
+    if (syscall(SYS_capget, &header, sets)) return errno;
+    const unsigned removed = 1u << CAP_FSETID | 1u << CAP_SYS_RESOURCE; /* both lie in the first word */
+    sets[0].effective = strip ? sets[0].effective & ~removed : sets[0].permitted;
+    sets[1].effective = sets[1].permitted;
+    return syscall(SYS_capset, &header, sets) ? errno : 0;
+}
+
+int requester_begin(struct worker *worker) {
+    worker->own_uid = worker->fsuid = geteuid();
+    worker->own_gid = worker->fsgid = getegid();
+    worker->umask = 0;
+    /* A working directory and a umask of this thread alone. */
+    if (unshare(CLONE_FS)) return -errno;
+    umask(0);
+    if (fchdir(worker->mirror->proc_self_fd)) return -errno;
+    if (!worker->mirror->settings.privileged) return 0;
+    /* Without this the kernel would drop the filesystem capabilities whenever fsuid leaves 0, and the thread could
+     * no longer enter a directory that only the server may enter (default_permissions has checked the requester). */
+    if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)) return -errno;
+    return 0;
+}
+
+/* Both calls answer with the previous id and tell of no error: asking again is the only proof. */
+static int set_fsuid(uid_t uid) {
+    syscall(SYS_setfsuid, uid);
+    return (uid_t)syscall(SYS_setfsuid, (uid_t)-1) == uid ? 0 : EPERM;
+}
+
+static int set_fsgid(gid_t gid) {
+    syscall(SYS_setfsgid, gid);
+    return (gid_t)syscall(SYS_setfsgid, (gid_t)-1) == gid ? 0 : EPERM;
+}
+
+static int take_ids(struct worker *worker, uid_t uid, gid_t gid) {
+    if (uid == (uid_t)-1 || gid == (gid_t)-1) return EOVERFLOW; /* not mapped in the mount's user namespace */
+    if (gid != worker->fsgid) {
+        if (set_fsgid(gid)) {
+            become_server(worker);
+            return EPERM;
+        }
+        worker->fsgid = gid;
+    }
+    if (uid != worker->fsuid) {
+        if (set_fsuid(uid)) {
+            become_server(worker);
+            return EPERM;
+        }
+        worker->fsuid = uid;
+    }
+    return 0;
+}
+
+int become(struct worker *worker, const struct fuse_in_header *header) {
+    return take_ids(worker, header->uid, header->gid);
+}
+
+int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t mask) {
+    int error = become(worker, header);
+    if (!error && mask != worker->umask) {
+        umask(mask & 0777);
+        worker->umask = mask & 0777;
+    }
+    return error;
+}
+
+static int strip_capabilities(struct worker *worker) {
+    if (!worker->mirror->settings.privileged || worker->stripped) return 0;
+    int error = change_capabilities(true);
+    if (error) {
+        become_server(worker);
+        return error;
+    }
+    worker->stripped = true;
+    return 0;
+}
+
+int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip) {
+    int error = become(worker, header);
+    if (error) return error;
+    /* Root's own writes may use the reserve and keep setuid bits, as they would on the backing filesystem. */
+    return strip || header->uid != 0 ? strip_capabilities(worker) : 0;
+}
+
+/* One backing id serves all openers of an inode, so it is opened as somebody without any claim: 65534 is "nobody". */
+int become_nobody(struct worker *worker) {
+    if (!worker->mirror->settings.privileged) return 0;
+    int error = take_ids(worker, 65534, 65534);
+    return error ? error : strip_capabilities(worker);
+}
+
+void become_server(struct worker *worker) {
+    if (worker->stripped) {
+        if (change_capabilities(false)) abort(); /* raising what is permitted cannot fail */
+        worker->stripped = false;
+    }
+    if (worker->fsuid != worker->own_uid) {
+        if (set_fsuid(worker->own_uid)) abort(); /* going on as a stranger would be worse */
+        worker->fsuid = worker->own_uid;
+    }
+    if (worker->fsgid != worker->own_gid) {
+        if (set_fsgid(worker->own_gid)) abort();
+        worker->fsgid = worker->own_gid;
+    }
+    if (worker->umask != 0) {
+        umask(0);
+        worker->umask = 0;
+    }
+}
+
+/* ---- a thread that is somebody else for good ------------------------------------------------------------ */
+
+struct errand {
+    uid_t uid;
+    gid_t gid;
+    const gid_t *groups;
+    size_t count;
+    int (*work)(void *);
+    void *argument;
+    int result;
+};
+
+static void *errand_run(void *argument) {
+    struct errand *errand = argument;
+    bool other = errand->uid != geteuid() || errand->gid != getegid();
+    if (geteuid() == 0 && (syscall(SYS_setgroups, errand->count, errand->groups) ||
+                           syscall(SYS_setresgid, errand->gid, errand->gid, errand->gid) ||
+                           syscall(SYS_setresuid, errand->uid, errand->uid, errand->uid)))
+        errand->result = -errno;
+    else if (geteuid() != errand->uid || (other && getegid() != errand->gid))
+        errand->result = -EPERM;
+    else
+        errand->result = errand->work(errand->argument);
+    return NULL;
+}
+
+/* Runs work() in a thread of its own that has become this user, without any privilege; gives its result. */
+int run_as(uid_t uid, gid_t gid, const gid_t *groups, size_t count, int (*work)(void *), void *argument) {
+    struct errand errand = {uid, gid, groups, count, work, argument, -EPERM};
+    pthread_t thread;
+    int error = pthread_create(&thread, NULL, errand_run, &errand);
+    if (error) return -error;
+    error = pthread_join(thread, NULL);
+    return error ? -error : errand.result;
+}

@@ -1,0 +1,268 @@
+"""The server of one mount: the one place that builds everything and runs it in one nursery. Read this first.
+
+What it will need is opened before it mounts (imports, log, tree), so that a mount that exists is one that works.
+From then on the mirror's threads serve the kernel, and this process's only Python thread runs trio: pyfuse3 answers
+the mirror's questions, the control socket answers people. It ends when the mount does, or at SIGTERM and SIGINT,
+which take the mount away first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+from collections import Counter
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from exclfs import diagnosis
+from exclfs.fuse import session
+from exclfs.fuse.operations import Policy
+from exclfs.fuse.xattrs import Xattrs
+from exclfs.holds.registry import Registry
+from exclfs.host import mounts, processes
+from exclfs.keeper import Keeper
+from exclfs.mirror import Mirror, channel, fuse_handle
+from exclfs.options import MountFailed, MountOptions
+from exclfs.services.control_server import ControlServer
+from exclfs.services.event_log import EventLog, open_log
+from exclfs.services.listener import open_control_socket
+from exclfs.services.objects import Objects
+from exclfs.wire.messages import Status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from exclfs.services.listener import ControlSocket
+
+    Ready = Callable[[dict[str, Any]], None]
+
+FAILED: Final = 6
+"""Exit code: the mount failed."""
+MOST_DESCRIPTORS: Final = 4096
+"""Of the inode table; more would not make it faster."""
+LEAST_THREADS: Final = 4
+LAST_USERS: Final = 1.0
+"""Seconds that those who still use a mount have when it is taken away, before they get ENOTCONN."""
+_NOT_REQUESTS: Final = frozenset({"asked", "asked_again", "timed_out", "inodes", "descriptors", "passthrough"})
+
+
+def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
+    """Mounts, serves until the mount ends, and returns the exit code.
+
+    Args:
+        settled: options that exclfs.options.check has passed.
+        ready: called once, when the mount serves, with what there is to say of it.
+        foreground: whether stderr may be the log.
+
+    Raises:
+        MountFailed: it did not come to serve; nothing is left mounted.
+    """
+    with ExitStack() as stack:
+        try:
+            server = _build(settled, stack, foreground=foreground)
+        except (OSError, channel.MountRefused) as error:
+            raise MountFailed(str(error)) from error
+        trio.run(server.serve, ready)
+    return 0
+
+
+def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Server:
+    """Opens everything, mounts last, and leaves to `stack` how each is closed."""
+    channel.hide_from_other_processes()
+    most_open = _raise_descriptor_limit()
+    log = open_log(settled.log, foreground=foreground)
+    stack.callback(log.close)
+    source = os.open(settled.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, source)
+    questions = session.Channel()
+    stack.callback(questions.close)
+    device = channel.mount(
+        settled.fsname or settled.source,
+        settled.mountpoint,
+        flags=settled.kernel_flags,
+        allow_other=settled.allow_other,
+    )
+    stack.callback(os.close, device)
+    try:
+        mirror = Mirror(
+            source=source,
+            device=device,
+            channel=questions.mirror_end,
+            entry_timeout=settled.entry_timeout,
+            attr_timeout=settled.attr_timeout,
+            decision_timeout=settled.decision_timeout,
+            threads=settled.threads or _threads(),
+            descriptors=min(most_open // 4, MOST_DESCRIPTORS),
+            passthrough=settled.passthrough and os.geteuid() == 0,
+            ask_always=settled.ask_always,
+            privileged=os.geteuid() == 0,
+        )
+        stack.callback(mirror.stop)
+        control = open_control_socket(_device_of(settled.mountpoint))
+    except BaseException:
+        channel.detach(settled.mountpoint)
+        raise
+    log.start()
+    return _Server(settled, log, mirror, questions, control)
+
+
+class _Server:
+    """Everything that one mount is made of, and its life."""
+
+    def __init__(
+        self,
+        settled: MountOptions,
+        log: EventLog,
+        mirror: Mirror,
+        questions: session.Channel,
+        control: ControlSocket,
+    ) -> None:
+        self._began = datetime.now(UTC)
+        self._settled = settled
+        self._log = log
+        self._mirror = mirror
+        self._questions = questions
+        self._control = control
+        self._keeper = Keeper(Registry(), mirror, owner=os.geteuid())
+        self._keeper.subscribe(log.record)
+
+    async def serve(self, ready: Ready) -> None:
+        """Serves until the mount ends or a signal ends it. Whatever happens, no mount stays behind."""
+        try:
+            with (
+                trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+                self._questions.open(self._policy()),
+            ):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(session.serve)
+                    self._mirror.start()
+                    # From a thread: this one must not wait for its own mount.
+                    await trio.to_thread.run_sync(os.stat, self._settled.mountpoint)
+                    nursery.start_soon(self._control_server().serve, self._control.listener)
+                    ready({"ready": True, "pid": os.getpid(), "socket": self._control.path, "log": self._log.where})
+                    await self._until_the_end(signals)
+                    session.end()
+                    nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._control.close()
+                await self._take_away()
+
+    async def _until_the_end(self, signals: AsyncIterator[int]) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def until_a_signal() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_a_signal)
+            await trio.lowlevel.wait_readable(self._mirror.finished)
+            nursery.cancel_scope.cancel()
+
+    async def _take_away(self) -> None:
+        """Unmounts if that has not happened, and gives whoever is at work in the mount a moment to come to an end."""
+        with trio.move_on_after(0):
+            await trio.lowlevel.wait_readable(self._mirror.finished)
+            return
+        with suppress(OSError):
+            await trio.to_thread.run_sync(channel.detach, self._settled.mountpoint)
+        with trio.move_on_after(LAST_USERS):
+            await trio.lowlevel.wait_readable(self._mirror.finished)
+
+    def _policy(self) -> Policy:
+        return Policy(
+            keeper=self._keeper,
+            xattrs=Xattrs(self._keeper, diagnosis.explain, self._control.path),
+            mirror=self._mirror,
+            mountpoint=self._settled.mountpoint,
+            describe=processes.describe,
+        )
+
+    def _control_server(self) -> ControlServer:
+        objects = Objects(
+            mirror=self._mirror,
+            fuse_handle=fuse_handle,
+            mountpoint=self._settled.mountpoint,
+            st_dev=_device_of(self._settled.mountpoint),
+        )
+        return ControlServer(keeper=self._keeper, objects=objects, status=self._status, why=diagnosis.why)
+
+    def _status(self) -> Status:
+        counters = self._mirror.counters()
+        requests = {kind: number for kind, number in counters.items() if kind not in _NOT_REQUESTS}
+        return Status(
+            source=self._settled.source,
+            mountpoint=self._settled.mountpoint,
+            pid=os.getpid(),
+            uid=os.geteuid(),
+            since=self._began,
+            log=self._log.where,
+            passthrough=bool(counters["passthrough"]),
+            ask_always=self._settled.ask_always,
+            holds=len(self._keeper.registry),
+            holders=dict(Counter(hold.holder.name for hold in self._keeper.registry.all())),
+            refusals=self._keeper.counts["refused"],
+            last_refusals=tuple(self._keeper.refusals),
+            requests=requests,
+            answered_without_a_decision=sum(requests.values()) - counters["asked"] + counters["asked_again"],
+            verdicts_timed_out=counters["timed_out"],
+            inodes=counters["inodes"],
+            descriptors=counters["descriptors"],
+            connections=len(self._keeper.connections),
+        )
+
+
+def _raise_descriptor_limit() -> int:
+    """Takes as many descriptors as there are to be had; gives their number."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _threads() -> int:
+    return max(LEAST_THREADS, 2 * len(os.sched_getaffinity(0)))
+
+
+def _device_of(mountpoint: str) -> int:
+    """st_dev of the files in the mount, from mountinfo: without asking the server, which is us."""
+    mount = mounts.at(mountpoint)
+    if mount is None:
+        raise FileNotFoundError(errno.ENOENT, "the mount is not there any more", mountpoint)
+    major, minor = mount.device.split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def main() -> int:
+    """What `exclfs mount` starts: serves the mount that its argument describes, and tells --ready-fd how it went."""
+    parser = argparse.ArgumentParser(prog="exclfs.mount")
+    parser.add_argument("options")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    wanted = json.loads(arguments.options)
+    settled = MountOptions(**{**wanted, "kernel_flags": tuple(wanted["kernel_flags"])})
+    with open(arguments.ready_fd, "w", encoding="utf-8") as told:
+
+        def tell(document: dict[str, Any]) -> None:
+            json.dump(document, told)
+            told.write("\n")
+            told.close()  # whoever waits sees the end, too
+
+        try:
+            return run(settled, ready=tell, foreground=False)
+        except MountFailed as error:
+            if told.closed:
+                raise
+            tell({"error": error.why, "exit": FAILED})
+            return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""What a mount is asked to be: the options of `-o`, and whether SRC and MNT can be mounted at all.
+
+Reading the options is pure; `check` looks at the host, and changes nothing. Options that only concern mount(8) and
+fstab(5) are read and dropped, so that the same line works by hand, from fstab and from a mount unit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, Final
+
+from attrs import evolve, frozen
+
+from exclfs.host import mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+FUSE_DEVICE: Final = "/dev/fuse"
+FUSE_CONF: Final = "/etc/fuse.conf"
+MOST_THREADS: Final = 64
+
+
+@frozen
+class MountOptions:
+    """Everything that the server of one mount is told. Goes to it as JSON, so only plain values."""
+
+    source: str
+    """The backing tree."""
+    mountpoint: str
+    """Where it is mounted; equal to `source` for a mount in place."""
+    allow_other: bool = False
+    """Whether users other than the mount's owner may enter it (mount.fuse3(8))."""
+    kernel_flags: tuple[str, ...] = ()
+    """Those of KERNEL_FLAGS that are on, sorted: ro, nosuid, nodev, …"""
+    fsname: str | None = None
+    """The first column of mountinfo; None for `source`."""
+    entry_timeout: float = 1.0
+    """Seconds for which the kernel may believe a name."""
+    attr_timeout: float = 1.0
+    """Seconds for which the kernel may believe attributes."""
+    ask_always: bool = False
+    """Every operation that could be guarded is put to the policy, held or not (for tests and doubters)."""
+    passthrough: bool = True
+    """Let the kernel read and write the backing files itself where it can."""
+    decision_timeout: float = 10.0
+    """Seconds after which a removal without a verdict is refused."""
+    threads: int | None = None
+    """Workers of the mirror; None lets it choose."""
+    log: str | None = None
+    """journal, syslog, stderr or the path of a file; None lets the server choose."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the tree is mounted over itself."""
+        return self.source == self.mountpoint
+
+
+class MountError(Exception):
+    """The base of every reason for which a mount does not come about."""
+
+
+class UnknownOption(MountError):
+    """`-o` names an option that there is not; `suggestion` is the nearest that there is, or None."""
+
+    def __init__(self, name: str, suggestion: str | None) -> None:
+        super().__init__(f"there is no option {name}")
+        self.name = name
+        self.suggestion = suggestion
+
+
+class BadOption(MountError):
+    """An option of `-o` has a value that it cannot have; `why` says what it takes."""
+
+    def __init__(self, option: str, why: str) -> None:
+        super().__init__(f"{option}: {why}")
+        self.option = option
+        self.why = why
+
+
+class SourceUnusable(MountError):
+    """The tree cannot be mirrored; `why` says what is the matter with it."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+        self.why = why
+
+
+class MountpointUnusable(MountError):
+    """Nothing can be mounted there; `why` says what is the matter with it."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+        self.why = why
+
+
+class Nested(MountError):
+    """Of SRC and MNT one lies inside the other, so that the mount would contain itself."""
+
+    def __init__(self, source: str, mountpoint: str, inner: str) -> None:
+        outer = mountpoint if inner == source else source
+        super().__init__(f"{inner} is inside {outer}")
+        self.source = source
+        self.mountpoint = mountpoint
+        self.inner = inner
+        self.outer = outer
+
+
+class AlreadyMounted(MountError):
+    """An exclfs serves this mountpoint already; `source` is what it mirrors."""
+
+    def __init__(self, mountpoint: str, source: str) -> None:
+        super().__init__(f"{mountpoint} is an exclfs mount of {source} already")
+        self.mountpoint = mountpoint
+        self.source = source
+
+
+class NotAllowed(MountError):
+    """This user may not mount so; `why` says what is missing."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class MountFailed(MountError):
+    """SRC and MNT were in order and the mount failed all the same; `why` is what the system said."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+# --- reading -o ------------------------------------------------------------------------------------------------------
+
+KERNEL_FLAGS: Final[dict[str, str]] = {
+    "ro": "rw",
+    "nosuid": "suid",
+    "nodev": "dev",
+    "noexec": "exec",
+    "noatime": "atime",
+    "nodiratime": "diratime",
+    "relatime": "norelatime",
+    "strictatime": "nostrictatime",
+    "lazytime": "nolazytime",
+    "nosymfollow": "symfollow",
+    "sync": "async",
+    "dirsync": "nodirsync",
+}
+"""Each flag that the kernel keeps for a mount (mount(2)), and the word that takes it back."""
+
+UNPRIVILEGED_FLAGS: Final = frozenset({"nosuid", "nodev"})
+"""What a mount of an ordinary user always has; fusermount3(1) insists on it."""
+
+INHERITED_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec"})
+"""What a mount in place takes over from the mount below: covering a tree must not loosen it."""
+
+# fmt: off
+_OF_MOUNT_8: Final = frozenset({
+    "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup",
+    "nofail", "_netdev", "loud", "silent", "mand", "nomand", "iversion", "noiversion", "default_permissions",
+})
+# fmt: on
+_OF_MOUNT_8_WITH_VALUE: Final = frozenset({"user", "comment", "subtype", "uhelper", "helper"})
+_NOT_OF_EXCLFS: Final = frozenset({"remount", "bind", "rbind", "move"})
+_UNESCAPED_COMMA: Final = re.compile(r"(?<!\\),")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError
+    return value
+
+
+def _positive_seconds(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise ValueError
+    return value
+
+
+def _thread_count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= MOST_THREADS:
+        raise ValueError
+    return value
+
+
+def _words(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+_VALUES: Final[dict[str, tuple[Callable[[str], float | int | str], str]]] = {
+    "entry_timeout": (_seconds, "a number of seconds, 0 or more"),
+    "attr_timeout": (_seconds, "a number of seconds, 0 or more"),
+    "decision_timeout": (_positive_seconds, "a number of seconds, more than 0"),
+    "threads": (_thread_count, f"a number from 1 to {MOST_THREADS}"),
+    "fsname": (_words, "a name"),
+    "log": (_words, "journal, syslog, stderr or a file"),
+}
+_SWITCHES: Final[dict[str, tuple[str, bool]]] = {
+    "allow_other": ("allow_other", True),
+    "noallow_other": ("allow_other", False),
+    "ask_always": ("ask_always", True),
+    "noask_always": ("ask_always", False),
+    "passthrough": ("passthrough", True),
+    "nopassthrough": ("passthrough", False),
+}
+
+
+def parse(source: str, mountpoint: str, texts: Sequence[str] = (), *, superuser: bool) -> MountOptions:
+    """The options that these values of `-o` ask for; of two that contradict each other the later wins.
+
+    Args:
+        source: SRC as typed.
+        mountpoint: MNT as typed.
+        texts: the values of each `-o`: words separated by commas; a comma in a value is written `\\,`.
+        superuser: whether root mounts: then allow_other is the default, otherwise nosuid and nodev are not for choice.
+
+    Raises:
+        UnknownOption: there is no such option.
+        BadOption: its value is missing, not wanted, or not one that it can have.
+    """
+    settled: dict[str, float | int | str | bool] = {"allow_other": superuser}
+    flags: set[str] = set()
+    taken_back = {undo: flag for flag, undo in KERNEL_FLAGS.items()}
+    for word in _split(texts):
+        name, equals, value = word.partition("=")
+        if name in _NOT_OF_EXCLFS:
+            raise BadOption(name, "exclfs cannot change a mount; unmount it and mount it again")
+        if name.startswith(("x-", "X-")) or (name in _OF_MOUNT_8_WITH_VALUE and equals):
+            continue
+        if name in _VALUES:
+            settled[name] = _value(name, value)
+        elif name not in _known():
+            raise UnknownOption(name, _nearest(name))
+        elif equals:
+            raise BadOption(name, "takes no value")
+        elif name in _SWITCHES:
+            field, on = _SWITCHES[name]
+            settled[field] = on
+        elif name in KERNEL_FLAGS:
+            flags.add(name)
+        elif name in taken_back:
+            flags.discard(taken_back[name])
+    if not superuser:
+        flags |= UNPRIVILEGED_FLAGS
+    return MountOptions(source, mountpoint, kernel_flags=tuple(sorted(flags)), **settled)  # type: ignore[arg-type]
+
+
+def _split(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        for word in _UNESCAPED_COMMA.split(text):
+            if word:
+                yield word.replace("\\,", ",")
+
+
+def _value(name: str, text: str) -> float | int | str:
+    convert, takes = _VALUES[name]
+    try:
+        return convert(text)
+    except ValueError:
+        raise BadOption(f"{name}={text}", f"takes {takes}") from None
+
+
+def _known() -> frozenset[str]:
+    return frozenset({*_VALUES, *_SWITCHES, *KERNEL_FLAGS, *KERNEL_FLAGS.values(), *_OF_MOUNT_8})
+
+
+def _nearest(name: str) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, sorted(_known()), n=1)), None)
+
+
+# --- looking at SRC and MNT ------------------------------------------------------------------------------------------
+
+
+def check(options: MountOptions) -> MountOptions:
+    """The same options, made ready for the server: both paths real and absolute, and in place with what it inherits.
+
+    A stale mountpoint (ENOTCONN) is not cleared here: whoever mounts clears it first.
+
+    Raises:
+        SourceUnusable, MountpointUnusable, Nested, AlreadyMounted, NotAllowed: see there.
+    """
+    _fuse_is_there()
+    source = _real_source(options.source)
+    mountpoint = _real_mountpoint(options.mountpoint)
+    covered = mounts.at(mountpoint)
+    if covered is not None and covered.fstype == mounts.FSTYPE:
+        raise AlreadyMounted(mountpoint, os.fsdecode(covered.source))
+    if _inside(source, mountpoint):
+        raise Nested(source, mountpoint, source)
+    if _inside(mountpoint, source):
+        raise Nested(source, mountpoint, mountpoint)
+    if options.allow_other and os.geteuid() != 0 and not _user_allow_other():
+        raise NotAllowed(f"allow_other needs the line user_allow_other in {FUSE_CONF}")
+    settled = evolve(options, source=source, mountpoint=mountpoint)
+    if settled.in_place:
+        return _with_flags_from_below(settled)
+    _nothing_would_be_hidden(mountpoint)
+    return settled
+
+
+def _fuse_is_there() -> None:
+    if not os.path.exists(FUSE_DEVICE):
+        raise NotAllowed(
+            f"there is no {FUSE_DEVICE}: load the module (modprobe fuse), or give the container the device"
+        )
+
+
+def _real_source(path: str) -> str:
+    try:
+        real = os.path.realpath(path, strict=True)
+        status = os.stat(real)
+    except OSError as error:
+        raise SourceUnusable(path, _reason(error)) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise SourceUnusable(path, "is not a directory")
+    if not os.access(real, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise SourceUnusable(path, "you cannot read it")
+    return real
+
+
+def _real_mountpoint(path: str) -> str:
+    try:
+        real = os.path.realpath(path, strict=True)
+        status = os.stat(real)
+    except OSError as error:
+        raise MountpointUnusable(path, _reason(error)) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountpointUnusable(path, "is not a directory")
+    return real
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, NotADirectoryError):
+        return "is not a directory"
+    if isinstance(error, PermissionError):
+        return "you cannot enter it"
+    return (error.strerror or str(error)).lower()
+
+
+def _inside(inner: str, outer: str) -> bool:
+    return inner != outer and os.path.commonpath([inner, outer]) == outer
+
+
+def _nothing_would_be_hidden(mountpoint: str) -> None:
+    for mount in mounts.mounts():
+        below = os.fsdecode(mount.mountpoint)
+        if _inside(below, mountpoint):
+            raise MountpointUnusable(mountpoint, f"{below} is mounted below it and would be hidden")
+
+
+def _with_flags_from_below(options: MountOptions) -> MountOptions:
+    below = mounts.mount_of(options.source)
+    inherited = INHERITED_FLAGS & {*below.options, *below.super_options}
+    return evolve(options, kernel_flags=tuple(sorted({*options.kernel_flags, *inherited})))
+
+
+def _user_allow_other() -> bool:
+    try:
+        with open(FUSE_CONF, encoding="utf-8", errors="replace") as lines:
+            return any(line.split("#")[0].strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False

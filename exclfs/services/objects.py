@@ -1,0 +1,140 @@
+"""What a client means by an object: a descriptor that it passes, or a path in the mount.
+
+The rule that this module owns: the client's rights find the object, never the server's. A descriptor proves that its
+owner could open it; a path is looked up in the backing tree, beneath its root, as the client's user. And the event loop
+asks nothing of a foreign filesystem: a descriptor is known by its handle alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+import trio
+from attrs import field, frozen
+
+from exclfs.holds.errors import BadObject, Gone
+from exclfs.host.names import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from exclfs.holds.hold import Hold, Inode
+    from exclfs.services.connections import Peer
+    from exclfs.services.descriptors import Descriptors
+    from exclfs.wire.messages import Object
+
+MOST_LOOKUPS: Final = 8
+"""How many paths may be looked up at one time; the backing tree may be slow, and threads are few."""
+
+Answer = TypeVar("Answer")
+
+
+class Mirror(Protocol):
+    """What is asked of the mirror."""
+
+    def identify(self, nodeid: int, /) -> Inode:
+        """The inode that the kernel knows by this number. Raises Gone."""
+
+    def resolve(self, path: bytes, uid: int, gid: int, groups: Sequence[int], /) -> Inode:
+        """The inode that this user finds by this path, relative to the root. Raises OSError. May wait for a disk."""
+
+    def path(self, inode: Inode, /) -> bytes:
+        """A path of this inode, relative to the root. Raises Gone."""
+
+
+@frozen
+class Found:
+    """An object of the mount."""
+
+    inode: Inode
+    path: str
+    """Absolute, as it is seen where the server runs."""
+
+
+@frozen
+class Objects:
+    """The objects of one mount."""
+
+    mirror: Mirror
+    fuse_handle: Callable[[int], tuple[int, int, int]]
+    """st_dev, nodeid and generation of a descriptor, asking no filesystem. Raises OSError: it is not of FUSE."""
+    mountpoint: str
+    st_dev: int
+    """Of the files in the mount."""
+    _lookups: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MOST_LOOKUPS))
+
+    async def find(self, object: Object, peer: Peer, passed: Sequence[int], descriptors: Descriptors) -> Found:
+        """The object that a client names.
+
+        Args:
+            object: as in the call.
+            peer: who calls.
+            passed: the descriptors that came with the call.
+            descriptors: their owner, who is told which lie on this mount.
+
+        Raises:
+            BadObject: it is none, or none that this client can reach.
+            Gone: it has no name any more.
+        """
+        if object.path is not None:
+            return await self._by_path(object.path, peer)
+        index = object.fd or 0
+        if index >= len(passed):
+            raise BadObject(f"there is no descriptor {index}: {len(passed)} came with the call")
+        return self._by_descriptor(index, passed[index], descriptors)
+
+    async def reachable(self, holds: Iterable[Hold], peer: Peer) -> tuple[Hold, ...]:
+        """Those of the holds on whose inodes this client could come by their paths."""
+        return await self._look_up(lambda: tuple(hold for hold in holds if self._reaches(peer, hold.inode)))
+
+    def _by_descriptor(self, index: int, descriptor: int, descriptors: Descriptors) -> Found:
+        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH:
+            raise BadObject(f"descriptor {index} was not opened with O_PATH")
+        try:
+            st_dev, nodeid, _ = self.fuse_handle(descriptor)
+        except OSError:
+            st_dev = None
+        if st_dev != self.st_dev:
+            raise BadObject(f"descriptor {index} is not of the mount {quoted(self.mountpoint)}{_whose(descriptor)}")
+        descriptors.lies_on_our_mount(descriptor)
+        # The descriptor keeps the number from being given to another inode, for as long as the call is worked on.
+        inode = self.mirror.identify(nodeid)
+        return Found(inode, self._absolute(self.mirror.path(inode)))
+
+    async def _by_path(self, path: str, peer: Peer) -> Found:
+        if "\0" in path:
+            raise BadObject("a path cannot hold a NUL byte")
+        relative = os.fsencode(path).lstrip(b"/") or b"."
+
+        def look_up() -> Found:
+            inode = self.mirror.resolve(relative, peer.uid, peer.gid, peer.groups)
+            return Found(inode, self._absolute(self.mirror.path(inode)))
+
+        try:
+            return await self._look_up(look_up)
+        except OSError as error:
+            raise BadObject(f"{quoted(self._absolute(relative))}: {os.strerror(error.errno or 0)}") from error
+
+    async def _look_up(self, ask: Callable[[], Answer]) -> Answer:
+        return await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=self._lookups)
+
+    def _reaches(self, peer: Peer, inode: Inode) -> bool:
+        try:
+            found = self.mirror.resolve(self.mirror.path(inode), peer.uid, peer.gid, peer.groups)
+        except (OSError, Gone):
+            return False
+        return found == inode
+
+    def _absolute(self, relative: bytes) -> str:
+        return os.path.normpath(os.path.join(self.mountpoint, os.fsdecode(relative.lstrip(b"/"))))
+
+
+def _whose(descriptor: int) -> str:
+    """Where the descriptor does lie, as far as the kernel can say without asking its filesystem."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return ""
+    return f": it is {quoted(path)}, on another one"

@@ -1,0 +1,358 @@
+"""Calls, replies and errors: there and back, and what is refused by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exclfs.holds.errors import BadHold, BadObject, Gone, Held, HoldError, NoSuchHold, NotPermitted, UnknownFlag
+from exclfs.holds.events import Refused
+from exclfs.holds.flags import DEFAULT, NOTHING, Flags, Operation
+from exclfs.holds.hold import Hold, Inode
+from exclfs.holds.holder import Holder, Process
+from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.wire.errors import (
+    TABLE,
+    InterfaceNotFound,
+    InvalidParameter,
+    MethodNotFound,
+    MethodNotImplemented,
+    UnknownError,
+    error_to_json,
+)
+from exclfs.wire.framing import Decoder, ProtocolError, encode
+from exclfs.wire.messages import (
+    MAX_OBJECTS,
+    METHODS,
+    Call,
+    Cause,
+    GetInfoCall,
+    GetInfoReply,
+    GetInterfaceDescriptionCall,
+    GetInterfaceDescriptionReply,
+    HoldCall,
+    HoldReply,
+    HoldsCall,
+    HoldsReply,
+    Object,
+    ReleaseCall,
+    ReleaseReply,
+    Status,
+    StatusCall,
+    StatusReply,
+    WhyCall,
+    WhyReply,
+    read_call,
+    read_reply,
+    write_call,
+    write_reply,
+)
+from exclfs.wire.shapes import hold_to_json
+
+NOON = datetime(2026, 11, 22, 13, 2, 15, 250, tzinfo=UTC)
+ODD = os.fsdecode(b"/caf\xe9/\xff")
+HOLD = Hold(
+    id="h7",
+    inode=Inode(66306, 1234),
+    path=ODD,
+    flags=DEFAULT,
+    holder=Holder("build", Process(4711, 1000, os.fsdecode(b"cc\xfe"), ODD, "ada", None)),
+    reason="linking",
+    since=NOON,
+    ends=(Connection(0), Unmount()),
+)
+STATUS = Status(
+    source=ODD,
+    mountpoint="/mnt",
+    pid=1,
+    uid=0,
+    since=NOON,
+    log="journal",
+    passthrough=True,
+    ask_always=False,
+    holds=1,
+    holders={"build": 1},
+    refusals=2,
+    last_refusals=(Refused(NOON, Operation.UNLINK, ODD, Inode(66306, 1234), Process(None, 0), (HOLD,)),),
+    requests={"lookup": 12},
+    answered_without_a_decision=10,
+    verdicts_timed_out=0,
+    inodes=3,
+    descriptors=4,
+    connections=1,
+)
+EXCHANGES: list[tuple[Call[Any], object]] = [
+    (
+        HoldCall(
+            objects=(Object(fd=0), Object(path=ODD)),
+            flags=DEFAULT,
+            holder="build",
+            reason="linking",
+            until_unmount=False,
+        ),
+        HoldReply((HOLD, HOLD)),
+    ),
+    (ReleaseCall(id="h7", break_it=True), ReleaseReply((HOLD,))),
+    (ReleaseCall(object=Object(path="a/b"), break_it=False), ReleaseReply(())),
+    (HoldsCall(), HoldsReply((HOLD,))),
+    (HoldsCall(object=Object(fd=3), holder="build"), HoldsReply(())),
+    (
+        WhyCall(Object(path="")),
+        WhyReply(ODD, True, (Cause("hold", "held by build", ("rmdir",), HOLD), Cause("hold", "x", ()))),
+    ),
+    (StatusCall(), StatusReply(STATUS)),
+    (GetInfoCall(), GetInfoReply("exclfs", "exclfs", "1", "https://example.org", ("org.exclfs",))),
+    (GetInterfaceDescriptionCall("org.exclfs"), GetInterfaceDescriptionReply("interface org.exclfs")),
+]
+HOLD_PARAMETERS: dict[str, Any] = {
+    "objects": [{"fd": 0}],
+    "flags": ["NO_REMOVE"],
+    "holder": "build",
+    "reason": "",
+    "until_unmount": False,
+}
+
+
+def over_the_wire(message: dict[str, Any]) -> dict[str, Any]:
+    (received,) = Decoder().feed(encode(message))
+    return received
+
+
+def call(method: str = "org.exclfs.Hold", **message: Any) -> Call[Any]:
+    return read_call({"method": method} | message).typed()
+
+
+@pytest.mark.parametrize(("call", "reply"), EXCHANGES)
+def test_every_call_and_every_reply_comes_back(call: Call[Any], reply: object) -> None:
+    incoming = read_call(over_the_wire(write_call(call)))
+    assert incoming.typed() == call
+    assert [incoming.more, incoming.oneway, incoming.upgrade] == [None, None, None]
+    assert read_reply(over_the_wire(write_reply(reply)), call) == reply
+
+
+def test_every_method_is_among_them() -> None:
+    assert {type(call) for call, _ in EXCHANGES} == set(METHODS.values())
+    assert all(isinstance(reply, call.reply) for call, reply in EXCHANGES)
+
+
+@given(
+    objects=st.lists(
+        st.builds(Object, fd=st.integers(0, 252)) | st.builds(Object, path=st.text() | st.binary().map(os.fsdecode)),
+        max_size=4,
+    ).map(tuple),
+    flags=st.sampled_from([NOTHING, DEFAULT, *Flags]),
+    holder=st.text() | st.binary().map(os.fsdecode),
+    reason=st.text(),
+    until_unmount=st.booleans(),
+)
+def test_any_hold_call_comes_back(**fields: Any) -> None:
+    asked = HoldCall(**fields)
+    assert read_call(over_the_wire(write_call(asked))).typed() == asked
+
+
+def test_a_call_is_written_as_varlink_says() -> None:
+    asked = HoldCall(objects=(Object(fd=0),), flags=DEFAULT, holder="b", reason="r", until_unmount=True)
+    assert write_call(asked) == {
+        "method": "org.exclfs.Hold",
+        "parameters": {
+            "objects": [{"fd": 0, "path": None}],
+            "flags": ["EXCL_INUSE", "NO_REMOVE"],
+            "holder": "b",
+            "reason": "r",
+            "until_unmount": True,
+        },
+    }
+    assert write_call(StatusCall(), oneway=True) == {"method": "org.exclfs.Status", "parameters": {}, "oneway": True}
+
+
+def test_parameters_may_be_left_out_or_null_where_there_are_none() -> None:
+    assert call("org.exclfs.Status") == call("org.exclfs.Status", parameters=None) == StatusCall()
+    assert call("org.exclfs.Holds", parameters={"object": None}, more=True, oneway=None) == HoldsCall()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"objects": {"fd": 0}}, "objects"),
+        ({"objects": ["/a"]}, "objects[0]"),
+        ({"objects": [{"fd": 0}, {"fd": "0"}]}, "objects[1].fd"),
+        ({"objects": [{"fd": True}]}, "objects[0].fd"),
+        ({"objects": [{"fd": 0.0}]}, "objects[0].fd"),
+        ({"objects": [{"path": {"bytes": "?"}}]}, "objects[0].path"),
+        ({"objects": [{"fd": 0, "inode": 3}]}, "objects[0].inode"),
+        ({"flags": "NO_REMOVE"}, "flags"),
+        ({"flags": [None]}, "flags[0]"),
+        ({"holder": None}, "holder"),
+        ({"holder": ["build"]}, "holder"),
+        ({"reason": 5}, "reason"),
+        ({"until_unmount": "yes"}, "until_unmount"),
+        ({"until_unmount": 1}, "until_unmount"),
+        ({"ttl": 60}, "ttl"),
+    ],
+)
+def test_a_parameter_of_the_wrong_type_is_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        call(parameters=HOLD_PARAMETERS | change)
+    assert caught.value.parameter == named
+
+
+@pytest.mark.parametrize("missing", HOLD_PARAMETERS)
+def test_a_missing_parameter_is_named(missing: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        call(parameters={name: value for name, value in HOLD_PARAMETERS.items() if name != missing})
+    assert caught.value.parameter == missing
+
+
+@pytest.mark.parametrize(
+    ("objects", "why"),
+    [
+        ([{}], "an object is named by one of fd and path"),
+        ([{"fd": 0, "path": "a"}], "an object is named by one of fd and path"),
+        ([{"fd": -1}], "-1 is not the index of a descriptor"),
+        ([{"fd": 0}] * (MAX_OBJECTS + 1), "1025 objects in one call; at most 1024 are allowed"),
+    ],
+)
+def test_objects_that_cannot_be(objects: list[Any], why: str) -> None:
+    with pytest.raises(BadObject) as caught:
+        call(parameters=HOLD_PARAMETERS | {"objects": objects})
+    assert caught.value.why == why
+
+
+@pytest.mark.parametrize("parameters", [{"break_it": False}, {"id": "h1", "object": {"fd": 0}, "break_it": False}])
+def test_a_release_names_one_thing(parameters: dict[str, Any]) -> None:
+    with pytest.raises(BadObject, match="one of id and object"):
+        call("org.exclfs.Release", parameters=parameters)
+
+
+def test_an_unknown_flag_is_named_with_those_there_are() -> None:
+    with pytest.raises(UnknownFlag) as caught:
+        call(parameters=HOLD_PARAMETERS | {"flags": ["NO_REMOVE", "NO_RENAME"]})
+    assert caught.value.name == "NO_RENAME"
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("org.exclfs.Explode", MethodNotFound),
+        ("org.exclfs.hold", MethodNotFound),
+        ("org.example.Hold", InterfaceNotFound),
+        ("Hold", InterfaceNotFound),
+        ("", InterfaceNotFound),
+    ],
+)
+def test_what_does_not_exist_is_said_to_be_missing(method: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        call(method, parameters={})
+
+
+def test_an_upgrade_is_declined_politely() -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        call("org.exclfs.Status", upgrade=True)
+    assert caught.value.parameter == "upgrade"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"method": 5},
+        {"method": None},
+        {"method": "org.exclfs.Status", "parameters": []},
+        {"method": "org.exclfs.Status", "parameters": "x"},
+        {"method": "org.exclfs.Status", "more": 1},
+        {"method": "org.exclfs.Status", "oneway": "true"},
+        {"method": "org.exclfs.Status", "jsonrpc": "2.0"},
+    ],
+)
+def test_what_is_not_a_call_is_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError, match="not a call"):
+        read_call(message)
+
+
+ERRORS: list[Exception] = [
+    Held(HOLD),
+    NoSuchHold("h9"),
+    Gone(),
+    NotPermitted("you are not the owner"),
+    UnknownFlag("X", ("A", "B")),
+    BadHold("the reason is not UTF-8"),
+    BadObject("it is a socket"),
+    ProtocolError("a message is not JSON"),
+    InterfaceNotFound("org.example"),
+    MethodNotFound("org.exclfs.X"),
+    MethodNotImplemented("org.exclfs.Y"),
+    InvalidParameter("objects[0].fd"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_the_client_raises_what_the_server_raised(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        read_reply(over_the_wire(error_to_json(error)), StatusCall())
+    assert vars(caught.value) == vars(error)
+    assert str(caught.value) == str(error)
+
+
+def test_every_error_is_in_the_table_and_was_tried() -> None:
+    assert [row.raised for row in TABLE] == [type(error) for error in ERRORS]
+    assert set(HoldError.__subclasses__()) <= {row.raised for row in TABLE}
+
+
+def test_an_error_names_its_hold() -> None:
+    assert error_to_json(Held(HOLD)) == {"error": "org.exclfs.Held", "parameters": {"hold": hold_to_json(HOLD)}}
+    assert error_to_json(Gone(HOLD.inode)) == {"error": "org.exclfs.Gone", "parameters": {}}
+
+
+def test_a_fault_of_the_server_is_not_told_as_an_error_of_the_interface() -> None:
+    with pytest.raises(TypeError, match="ZeroDivisionError is not an error of the interface"):
+        error_to_json(ZeroDivisionError())
+
+
+def test_an_error_that_this_client_does_not_know_is_passed_on() -> None:
+    with pytest.raises(UnknownError, match=r"org\.exclfs\.Tired") as caught:
+        read_reply({"error": "org.exclfs.Tired", "parameters": {"until": "noon"}}, StatusCall())
+    assert caught.value.parameters == {"until": "noon"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"parameters": {}},
+        {"parameters": []},
+        {"parameters": "x"},
+        {"error": 5},
+        {"error": "org.exclfs.Held"},
+        {"error": "org.exclfs.Held", "parameters": {"hold": {}}},
+        {"error": "org.exclfs.NoSuchHold", "parameters": {"id": 7}},
+        {"parameters": {"holds": [{}]}},
+        {"parameters": {"holds": [hold_to_json(HOLD) | {"flags": ["NO_RENAME"]}]}},
+    ],
+)
+def test_what_is_not_a_reply_is_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        read_reply(message, HoldsCall())
+
+
+def test_a_reply_of_a_newer_server_is_read() -> None:
+    message = write_reply(StatusReply(STATUS))
+    message["parameters"]["status"]["mood"] = "calm"
+    assert read_reply(json.loads(json.dumps(message)) | {"continues": False}, StatusCall()) == StatusReply(STATUS)
+
+
+def test_a_refusal_in_the_status_is_a_refusal() -> None:
+    message = write_reply(StatusReply(STATUS))
+    message["parameters"]["status"]["last_refusals"][0]["event"] = "locked"
+    with pytest.raises(ProtocolError, match=r"status\.last_refusals\[0\] is not an event that belongs here: 'locked'"):
+        read_reply(message, StatusCall())
+
+
+def test_status_tells_the_version_of_its_shape() -> None:
+    assert attrs.asdict(STATUS)["version"] == 1
