@@ -19,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,11 @@ class NotAsPromised(Exception):
 # --- what is seen on the terminal ----------------------------------------------------------------------------------
 
 
+def folded(line: str, indent: str = "") -> list[str]:
+    """A line in pieces of some width, broken at spaces only."""
+    return textwrap.wrap(line, 110, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 class Screen:
     """Titles, commands, output and verdicts, in colour where that is wanted."""
 
@@ -61,18 +67,22 @@ class Screen:
         self.step += 1
         print("\n" + self.paint("1", f"{self.step}. {text}"), flush=True)
 
-    def typed(self, command: Sequence[str]) -> None:
+    def typed(self, command: Sequence[str], *, end: str = "") -> None:
         """Show a command as it would be typed."""
-        print("   " + self.paint("36", f"$ {shlex.join(command)}"), flush=True)
+        lines = folded(f"$ {shlex.join(command)}{end}", "      ")
+        for line in lines[:-1]:
+            print("   " + self.paint("36", f"{line} \\"))
+        print("   " + self.paint("36", lines[-1]), flush=True)
 
     def output(self, text: str) -> None:
-        """Show what a command said; the middle of much is left out, and that is said."""
+        """Show what a command said, long lines folded; the middle of much is left out, and that is said."""
         lines = text.rstrip("\n").split("\n") if text.strip() else []
         if len(lines) > SHOWN_LINES:
             left_out = len(lines) - SHOWN_LINES + 1
             lines[SHOWN_LINES // 2 : -SHOWN_LINES // 2 + 1] = [f"… {left_out} more lines …"]
         for line in lines:
-            print(f"   {line}", flush=True)
+            for part in folded(line) or [""]:
+                print(f"   {part}", flush=True)
 
     def note(self, text: str) -> None:
         """Show something that no command said."""
@@ -131,14 +141,18 @@ def deal(tree: Path, parts: Sequence[Path]) -> None:
 
 
 def choose(part: Path) -> list[Path]:
-    """What will be in use of a part: one directory with files in it, and two files of other directories."""
-    found = {Path(where): sorted(files) for where, _, files in os.walk(part) if files and "__pycache__" not in where}
-    found.pop(part, None)
+    """What will be in use of a part: one directory with files in it, and two files of other directories.
+
+    Those two levels down and with short paths come first, to be read with ease.
+    """
+    found = {Path(where): sorted(files) for where, _, files in os.walk(part) if files and Path(where) != part}
     if not found:
         raise NotAsPromised(f"{part.name} has a directory with files in it")
-    deepest = max(sorted(found), key=lambda path: len(path.parts))
-    others = [path for path in sorted(found) if path != deepest]
-    return [deepest, *(path / found[path][0] for path in dict.fromkeys([*others[:1], *others[-1:]]))]
+    depth = len(part.parts) + 2
+    directory, *others = sorted(
+        found, key=lambda path: (len(path.parts) != depth, "_" in str(path), len(str(path)), path)
+    )
+    return [directory, *(path / found[path][0] for path in others[:2])]
 
 
 def everything_in(part: Path) -> set[Path]:
@@ -187,17 +201,24 @@ class Demonstration:
         """
         if show:
             self.screen.typed(command)
-        try:
-            result = subprocess.run(
-                command, cwd=self.top, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
-            )
-        except subprocess.TimeoutExpired as hung:
-            raise NotAsPromised(f"{shlex.join(command)} ends within {PATIENCE} s") from hung
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=self.top, stdout=pipe, stderr=pipe, text=True, errors="replace") as process:
+            try:
+                said, complained = process.communicate(timeout=PATIENCE)
+            except BaseException as interruption:
+                # Not killed at once: `exclfs mount` takes back what it has begun.
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+                process.kill()
+                if isinstance(interruption, subprocess.TimeoutExpired):
+                    raise NotAsPromised(f"{shlex.join(command)} ends within {PATIENCE} s") from None
+                raise
         if show:
-            self.screen.output(result.stdout + result.stderr)
-            if result.returncode:
-                self.screen.note(f"(exit status {result.returncode})")
-        return result
+            self.screen.output(said + complained)
+            if process.returncode:
+                self.screen.note(f"(exit status {process.returncode})")
+        return subprocess.CompletedProcess(command, process.returncode, said, complained)
 
     # --- the steps, in their order
 
@@ -207,7 +228,7 @@ class Demonstration:
         self.screen.title("A real tree, mounted through exclfs")
         (self.top / "tree").mkdir()
         self.mount.mkdir()
-        deal(tree, [self.top / "tree" / name for name in ("for-find", "for-rm", "for-tmpfiles", "for-rmtree")])
+        deal(tree, [self.top / "tree" / name for name in ("find", "rm", "tmpfiles", "rmtree")])
         self.screen.note(f"{number_of_files(self.top / 'tree')} files of {tree}, copied to {self.top}/tree")
         result = self.run("exclfs", "mount", "tree", "mnt", "--log", str(self.top / "exclfs.log"))
         self.screen.check(result.returncode == 0 and self.mount.is_mount(), "mnt is a mount, and it serves")
@@ -221,7 +242,7 @@ class Demonstration:
         self.held = {part.name: choose(part) for part in sorted(self.mount.iterdir())}
         paths = [self.short(path) for held in self.held.values() for path in held]
         command = ["exclfs", "hold", *paths, "--holder", HOLDER, "--reason", REASON, "--", "sleep", "3600"]
-        self.screen.typed([*command, "&"])
+        self.screen.typed(command, end=" &")
         self.holder = subprocess.Popen(
             command, cwd=self.top, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -231,8 +252,10 @@ class Demonstration:
                 break
             if self.holder.poll() is not None:
                 raise NotAsPromised("the holder goes on running")
-        result = self.run("exclfs", "holds", "mnt")
-        self.screen.check(result.returncode == 0 and HOLDER in result.stdout, f"{len(paths)} holds of {HOLDER}")
+        result = self.run("exclfs", "inuse", paths[0])
+        self.screen.check(
+            result.returncode == 0 and HOLDER in result.stdout, f"{HOLDER} holds all {len(paths)} of them"
+        )
 
     def let_clean(
         self, name: str, title: str, *command: str, stops_at_the_first: bool = False, rules: Path | None = None
@@ -254,7 +277,9 @@ class Demonstration:
         result = self.run(*command)
         left = everything_in(part)
         kept = with_parents(held, part)
-        self.screen.note(f"{len(left)} of {count} are left: {', '.join(self.short(path) for path in held)}")
+        self.screen.note(f"left are {len(left)} of {count}, and among them what is held:")
+        for path in held:
+            self.screen.note(f"  {self.short(path)}{'/' if path.is_dir() else ''}")
         self.screen.check(EBUSY in result.stdout + result.stderr, f"the cleaner was told: {EBUSY}")
         if stops_at_the_first:
             self.screen.check(kept <= left, "what is held is there; this cleaner stopped at its first refusal")
@@ -269,13 +294,13 @@ class Demonstration:
             self.screen.note("not installed here: left out")
             return
         rules = self.top / "clean.conf"
-        rules.write_text(f"e {self.mount / 'for-tmpfiles'} - - - 0\n")
+        rules.write_text(f"e {self.mount / 'tmpfiles'} - - - 0\n")
         title = "systemd-tmpfiles, with a rule that says: of any age"
-        self.let_clean("for-tmpfiles", title, "systemd-tmpfiles", "--clean", str(rules), rules=rules)
+        self.let_clean("tmpfiles", title, "systemd-tmpfiles", "--clean", str(rules), rules=rules)
 
     def ask_why(self) -> None:
         """Ask in the three ways there are: the command, the xattr, the log."""
-        directory = self.held["for-find"][0]
+        directory = self.held["find"][0]
         self.screen.title("Device or resource busy: but why?")
         result = self.run("exclfs", "why", self.short(directory))
         self.screen.check(
@@ -291,18 +316,19 @@ class Demonstration:
         self.screen.check(HOLDER in said and REASON in said, "so does the xattr, with no tool of exclfs at all")
         holds = json.loads(os.getxattr(directory, "user.exclfs.holders"))
         self.screen.check(HOLDER in json.dumps(holds), "user.exclfs.holders has the same as JSON")
-        log = (self.top / "exclfs.log").read_text(errors="replace").splitlines()
-        lines = [line for line in log if "refused" in line and directory.name in line and HOLDER in line]
-        self.screen.typed(["grep", "refused", "exclfs.log"])
-        self.screen.output("\n".join(lines[:1]))
+        pattern = f"refused.*/{directory.name} "
+        for _ in self.until("the refusal is logged"):  # the log never delays a refusal: it may come after it
+            if self.run("grep", "-m1", pattern, "exclfs.log", show=False).returncode == 0:
+                break
+        line = self.run("grep", "-m1", pattern, "exclfs.log").stdout
         self.screen.check(
-            lines and "find" in lines[0] and REASON in lines[0], "the log has both sides: who asked, and who holds"
+            all(word in line for word in ("find", HOLDER, REASON)), "the log has both sides: who asked, and who holds"
         )
 
     def kill_the_holder(self) -> None:
         """End the holder without a chance to release anything, and remove the same directory."""
         assert self.holder is not None
-        directory = self.held["for-find"][0]
+        directory = self.held["find"][0]
         self.screen.title("The holder is killed: nothing stays behind")
         result = self.run("rmdir", self.short(directory))
         self.screen.check(result.returncode != 0 and EBUSY in result.stderr, "while it lives, rmdir is refused")
@@ -332,16 +358,17 @@ class Demonstration:
         """The whole of it."""
         self.mount_a_tree()
         self.start_a_holder()
-        self.let_clean("for-find", "find -delete", "find", "mnt/for-find", "-delete")
+        self.let_clean("find", "find -delete", "find", "mnt/find", "-delete")
         self.ask_why()
-        self.let_clean("for-rm", "rm -rf", "rm", "-rf", "mnt/for-rm")
+        self.let_clean("rm", "rm -rf", "rm", "-rf", "mnt/rm")
         self.let_tmpfiles_clean()
         self.let_clean(
-            "for-rmtree",
+            "rmtree",
             "shutil.rmtree",
             "python3",
             "-c",
-            "import shutil; shutil.rmtree('mnt/for-rmtree')",
+            "import shutil, sys; shutil.rmtree(sys.argv[1])",
+            "mnt/rmtree",
             stops_at_the_first=True,
         )
         self.kill_the_holder()
@@ -369,6 +396,8 @@ class Demonstration:
 
     def put_away(self) -> None:
         """Leave nothing behind, whatever happened. Nothing is deleted as long as the mount is there."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         self.end_holder()
         for command in (["exclfs", "umount", "--force"], ["fusermount3", "-u", "-z"], ["umount", "-l"]):
             if not is_mounted(self.mount):

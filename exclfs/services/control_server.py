@@ -12,8 +12,8 @@ import itertools
 import logging
 import os
 import socket
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from attrs import evolve, field, frozen
@@ -48,11 +48,8 @@ from exclfs.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from exclfs.holds.flags import Flags
-    from exclfs.holds.hold import Hold, Inode
-    from exclfs.holds.holder import Process
-    from exclfs.holds.lifetime import End
-    from exclfs.holds.registry import Registry
+    from exclfs.holds.hold import Hold
+    from exclfs.keeper import Keeper
     from exclfs.services.objects import Found, Objects
     from exclfs.wire.framing import JsonObject
     from exclfs.wire.messages import Cause, Incoming, Object, Status
@@ -63,31 +60,6 @@ MOST_OBJECTS: Final = 1024
 """How many objects one call may name, and how many descriptors may come with it."""
 
 _log = logging.getLogger("exclfs.control")
-
-
-class Keeper(Protocol):
-    """What is asked of exclfs.keeper.Keeper."""
-
-    registry: Registry
-    connections: dict[int, Peer]
-
-    async def trylock(
-        self,
-        inodes: Sequence[tuple[Inode, str]],
-        *,
-        flags: Flags,
-        holder: Holder,
-        reason: str,
-        ends: tuple[End, ...],
-        requester: Process,
-    ) -> tuple[Hold, ...]:
-        """Places one hold on each, all or none."""
-
-    async def unlock(self, id: str, *, requester: Process, break_it: bool = False) -> Hold:
-        """Ends one hold."""
-
-    async def end_connection(self, number: int) -> None:
-        """Ends the holds that end with this connection."""
 
 
 @frozen
@@ -152,6 +124,7 @@ class _Conversation:
         self._connection = connection
         self._number = next(server._numbers)
         self._descriptors = Descriptors(server._allowance, peer.uid)
+        self._after_the_call = ExitStack()
 
     async def refuse(self, error: Exception) -> None:
         """Says why, once, and hangs up."""
@@ -232,13 +205,12 @@ class _Conversation:
 
     async def _answer(self, message: JsonObject, passed: Sequence[int]) -> None:
         """Answers one call, and closes what came with it."""
-        try:
+        with ExitStack() as self._after_the_call:
+            self._after_the_call.callback(self._descriptors.close, passed)
             incoming = read_call(message)
             reply = await self._reply_to(incoming, passed)
             if not incoming.oneway:
                 await self._send(reply)
-        finally:
-            self._descriptors.close(passed)
 
     async def _reply_to(self, incoming: Incoming, passed: Sequence[int]) -> JsonObject:
         try:
@@ -314,10 +286,17 @@ class _Conversation:
         chosen = [hold for hold in holds if call.break_it or hold.holder.process.uid == self.peer.uid]
         if holds and not chosen:
             raise NotPermitted(f"{quoted(found.path)} is held by {_names(holds)}, and none of these holds is yours")
-        released = []
+        released: list[Hold] = []
+        refused: NotPermitted | None = None
         for hold in chosen:
-            with suppress(NoSuchHold):  # it has ended meanwhile
+            try:
                 released.append(await self._keeper.unlock(hold.id, requester=requester, break_it=call.break_it))
+            except NoSuchHold:
+                continue  # it has ended meanwhile
+            except NotPermitted as error:
+                refused = error
+        if refused is not None and not released:
+            raise refused
         return tuple(released)
 
     async def _holds(self, call: HoldsCall, passed: Sequence[int]) -> tuple[Hold, ...]:
@@ -356,7 +335,7 @@ class _Conversation:
         return self.peer.uid in (0, os.geteuid())
 
     async def _find(self, object: Object, passed: Sequence[int]) -> Found:
-        return await self._objects.find(object, self.peer, passed, self._descriptors)
+        return await self._objects.find(object, self.peer, passed, self._descriptors, self._after_the_call)
 
 
 def _names(holds: Sequence[Hold]) -> str:

@@ -19,6 +19,7 @@ from exclfs.host.names import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import ExitStack
 
     from exclfs.holds.hold import Hold, Inode
     from exclfs.services.connections import Peer
@@ -39,6 +40,9 @@ class Mirror(Protocol):
 
     def resolve(self, path: bytes, uid: int, gid: int, groups: Sequence[int], /) -> Inode:
         """The inode that this user finds by this path, relative to the root. Raises OSError. May wait for a disk."""
+
+    def release(self, inode: Inode, /) -> None:
+        """Ends what `resolve` began: the mirror may forget the inode."""
 
     def path(self, inode: Inode, /) -> bytes:
         """A path of this inode, relative to the root. Raises Gone."""
@@ -65,21 +69,24 @@ class Objects:
     """Of the files in the mount."""
     _lookups: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MOST_LOOKUPS))
 
-    async def find(self, object: Object, peer: Peer, passed: Sequence[int], descriptors: Descriptors) -> Found:
+    async def find(
+        self, object: Object, peer: Peer, passed: Sequence[int], descriptors: Descriptors, after: ExitStack
+    ) -> Found:
         """The object that a client names.
 
         Args:
             object: as in the call.
             peer: who calls.
-            passed: the descriptors that came with the call.
+            passed: the descriptors that came with the call. While they are open the mirror knows their inodes.
             descriptors: their owner, who is told which lie on this mount.
+            after: is left what is to be done when the call is over.
 
         Raises:
             BadObject: it is none, or none that this client can reach.
             Gone: it has no name any more.
         """
         if object.path is not None:
-            return await self._by_path(object.path, peer)
+            return await self._by_path(object.path, peer, after)
         index = object.fd or 0
         if index >= len(passed):
             raise BadObject(f"there is no descriptor {index}: {len(passed)} came with the call")
@@ -103,28 +110,27 @@ class Objects:
         inode = self.mirror.identify(nodeid)
         return Found(inode, self._absolute(self.mirror.path(inode)))
 
-    async def _by_path(self, path: str, peer: Peer) -> Found:
+    async def _by_path(self, path: str, peer: Peer, after: ExitStack) -> Found:
         if "\0" in path:
             raise BadObject("a path cannot hold a NUL byte")
         relative = os.fsencode(path).lstrip(b"/") or b"."
-
-        def look_up() -> Found:
-            inode = self.mirror.resolve(relative, peer.uid, peer.gid, peer.groups)
-            return Found(inode, self._absolute(self.mirror.path(inode)))
-
         try:
-            return await self._look_up(look_up)
+            inode = await self._look_up(lambda: self.mirror.resolve(relative, peer.uid, peer.gid, peer.groups))
         except OSError as error:
             raise BadObject(f"{quoted(self._absolute(relative))}: {os.strerror(error.errno or 0)}") from error
+        after.callback(self.mirror.release, inode)
+        return Found(inode, self._absolute(self.mirror.path(inode)))
 
     async def _look_up(self, ask: Callable[[], Answer]) -> Answer:
-        return await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=self._lookups)
+        # Not to be abandoned: what is found has to be released again.
+        return await trio.to_thread.run_sync(ask, limiter=self._lookups)
 
     def _reaches(self, peer: Peer, inode: Inode) -> bool:
         try:
-            found = self.mirror.resolve(self.mirror.path(inode), peer.uid, peer.gid, peer.groups)
+            found = self.mirror.resolve(self.mirror.path(inode) or b".", peer.uid, peer.gid, peer.groups)
         except (OSError, Gone):
             return False
+        self.mirror.release(found)
         return found == inode
 
     def _absolute(self, relative: bytes) -> str:

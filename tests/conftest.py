@@ -1,0 +1,80 @@
+"""What every test has: real mounts that are gone afterwards, and the checks that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import Mounted, mounts_now, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+CI = bool(os.environ.get("CI"))
+
+
+def _obstacle(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        return "needs root"
+    if item.get_closest_marker("mount") and not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "needs /dev/fuse"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what this machine cannot run, with the reason; in CI that is a failure."""
+    if obstacle := _obstacle(item):
+        if CI:
+            pytest.fail(f"{obstacle}, and CI must have it", pytrace=False)
+        pytest.skip(obstacle)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No mount and no descriptor of this process outlives the test that made it."""
+    if request.node.get_closest_marker("mount") is None:
+        yield
+        return
+    mounts, descriptors = mounts_now(), len(os.listdir("/proc/self/fd"))
+    yield
+    assert mounts_now() <= mounts, "a mount was left behind"
+    assert len(os.listdir("/proc/self/fd")) <= descriptors, "a descriptor was left open"
+
+
+@pytest.fixture(scope="module")
+def mount_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    """One mount for all tests of a module, where each test works in a directory of its own."""
+    with start(tmp_path_factory.mktemp("shared")) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def mounted(mount_for_module: Mounted, request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """The module's mount, narrowed to a directory that only this test has."""
+    with mount_for_module.narrowed(request.node.name) as narrowed:
+        yield narrowed
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Mounted]]:
+    """Makes mounts of their own: `mount(ask_always=True, …)`, the fields of MountOptions."""
+    running: list[Mounted] = []
+
+    def one_more(**options: object) -> Mounted:
+        directory = tmp_path / f"mount{len(running)}"
+        directory.mkdir()
+        running.append(start(directory, **options).__enter__())
+        return running[-1]
+
+    yield one_more
+    failures = []
+    for mounted in reversed(running):
+        try:
+            mounted.__exit__(None, None, None)
+        except AssertionError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
