@@ -406,7 +406,10 @@ class Demonstration:
                 subprocess.run([*command, str(self.mount)], capture_output=True, timeout=PATIENCE, check=False)
         if is_mounted(self.mount):
             raise NotAsPromised(f"{self.mount} can be unmounted; it is left there, and so is {self.top}")
-        shutil.rmtree(self.top)
+        for _ in self.until(f"{self.top} can be removed"):  # a server that is about to end may still write its log
+            shutil.rmtree(self.top, ignore_errors=True)
+            if not self.top.exists():
+                break
 
 
 def is_mounted(path: Path) -> bool:

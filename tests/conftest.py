@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-
 from harness import Mounted, mounts_now, start
 
 if TYPE_CHECKING:

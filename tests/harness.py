@@ -16,7 +16,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
@@ -54,7 +54,13 @@ class Mounted:
     """A mount: `path` is where programs see it, `backing` the tree behind it."""
 
     def __init__(
-        self, path: Path, backing: Path, log: Path, process: subprocess.Popen[bytes], narrow: str = "", stderr: Path | None = None
+        self,
+        path: Path,
+        backing: Path,
+        log: Path,
+        process: subprocess.Popen[bytes],
+        narrow: str = "",
+        stderr: Path | None = None,
     ) -> None:
         self.root = path
         self.path = path / narrow
@@ -96,7 +102,7 @@ class Mounted:
         command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
         subprocess.run([*command, str(self.root)], check=True, capture_output=True)
 
-    def __enter__(self) -> Mounted:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,7 +120,9 @@ class Mounted:
         said = self.stderr_file.read_text(errors="replace") if self.stderr_file else ""
         assert status == 0, f"the server ended with {status}: {said[-6000:]}"
         assert "Sanitizer" not in said, said[-6000:]
-        warnings = [line for line in self.log().splitlines() if (found := WARNED.search(line)) and found[2] not in self.expected]
+        warnings = [
+            line for line in self.log().splitlines() if (found := WARNED.search(line)) and found[2] not in self.expected
+        ]
         assert not warnings, "the server warned:\n" + "\n".join(warnings)
 
 

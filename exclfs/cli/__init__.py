@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read this has read enough. What is still buffered must not be complained about at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit:
+        # So does rich, when nobody reads the help: with 1, which here is an answer.
+        return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

@@ -57,11 +57,12 @@ def _release(what: str, *, break_it: bool) -> tuple[Hold, ...]:
     try:
         with sync_client.connect(what) as client:
             return client.release(path=what, break_it=break_it)
-    except NotAMount:
-        if "/" in what:
-            raise
-        # A file here that has the name of a hold elsewhere.
-        return _release_by_id(what, break_it=break_it)
+    except NotAMount as no_mount:
+        # It may be a file here that has the name of a hold elsewhere.
+        try:
+            return _release_by_id(what, break_it=break_it)
+        except NoSuchHold:
+            raise no_mount from None
 
 
 def _release_by_id(id: str, *, break_it: bool) -> tuple[Hold, ...]:

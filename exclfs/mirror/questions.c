@@ -230,6 +230,7 @@ static int expire(struct worker *worker) {
     }
 }
 
+/* Before the first question: libfuse answers EIO to whatever comes before INIT. */
 static void greet(struct questions *questions) {
     struct {
         struct fuse_in_header header;
@@ -249,7 +250,6 @@ static void *hear(void *argument) {
     struct questions *questions = &mirror->questions;
     struct worker worker;
     if (worker_begin(&worker, mirror)) return NULL;
-    greet(questions);
     for (;;) {
         int timeout = expire(&worker);
         pthread_mutex_lock(&questions->lock);
@@ -279,6 +279,7 @@ static void *hear(void *argument) {
 }
 
 int questions_start(struct mirror *mirror) {
+    greet(&mirror->questions);
     int error = pthread_create(&mirror->questions.thread, NULL, hear, mirror);
     mirror->questions.running = error == 0;
     return -error;

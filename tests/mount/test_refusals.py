@@ -72,7 +72,10 @@ OPERATIONS: dict[Operation, Callable[[str, Path], None]] = {
 
 
 def applies(operation: Operation, kind: str) -> bool:
-    return (operation is Operation.RMDIR) == (kind == "directory") or operation not in (Operation.RMDIR, Operation.UNLINK)
+    return (operation is Operation.RMDIR) == (kind == "directory") or operation not in (
+        Operation.RMDIR,
+        Operation.UNLINK,
+    )
 
 
 CASES = [
