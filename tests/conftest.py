@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+
 from harness import Mounted, mounts_now, start
 
 if TYPE_CHECKING:
@@ -37,10 +38,15 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("mount") is None:
         yield
         return
-    mounts, descriptors = mounts_now(), len(os.listdir("/proc/self/fd"))
+    ours = os.fsencode(request.getfixturevalue("tmp_path_factory").getbasetemp())
+    mounts, descriptors = _mounts_below(ours), len(os.listdir("/proc/self/fd"))
     yield
-    assert mounts_now() <= mounts, "a mount was left behind"
+    assert _mounts_below(ours) <= mounts, "a mount was left behind"
     assert len(os.listdir("/proc/self/fd")) <= descriptors, "a descriptor was left open"
+
+
+def _mounts_below(directory: bytes) -> set[bytes]:
+    return {mountpoint for mountpoint in mounts_now() if mountpoint.startswith(directory)}
 
 
 @pytest.fixture(scope="module")

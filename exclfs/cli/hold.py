@@ -76,15 +76,14 @@ def hold(
             placed = client.hold((path, *more), flags=flags, holder=name, reason=reason, until_unmount=until_unmount)
         except Held as error:
             return _kept_out(error, conflict_exit_code, command)
-        if as_json:
-            say_json(holds=[hold_to_json(one) for one in placed])
         if command is not None:
+            if as_json:
+                _tell(placed, as_json=True)
             return _run(client, placed, command)
-        if not as_json:
-            for one in placed:
-                print(one.id, flush=True)
-        if not until_unmount:
-            _stay(client, placed)
+        if until_unmount:
+            _tell(placed, as_json=as_json)
+        else:
+            _stay(client, placed, as_json=as_json)
     return advice.OK
 
 
@@ -112,6 +111,14 @@ def _kept_out(error: Held, code: int | None, command: tuple[str, ...] | None) ->
     return HOLD_FAILED if command is not None else status
 
 
+def _tell(placed: tuple[Hold, ...], *, as_json: bool) -> None:
+    if as_json:
+        say_json(holds=[hold_to_json(one) for one in placed])
+    else:
+        for one in placed:
+            print(one.id, flush=True)
+
+
 def _run(client: Client, placed: tuple[Hold, ...], command: tuple[str, ...]) -> int:
     try:
         return command_runner.run(command)
@@ -122,8 +129,9 @@ def _run(client: Client, placed: tuple[Hold, ...], command: tuple[str, ...]) -> 
             warn(f"the hold ended before {os.path.basename(command[0])} did: {error}")
 
 
-def _stay(client: Client, placed: tuple[Hold, ...]) -> None:
+def _stay(client: Client, placed: tuple[Hold, ...], *, as_json: bool) -> None:
     with contextlib.suppress(_Enough), _ended_by_signals():
+        _tell(placed, as_json=as_json)  # whoever reads this may already send the signal
         client.wait_until_closed()
         raise Disconnected(client.mountpoint, "the mount has ended")
     client.end(placed)

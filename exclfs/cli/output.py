@@ -79,13 +79,14 @@ def who(hold: Hold) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: with rules and colours on a terminal, plain columns for everything else."""
+    """A table: with rules and colours on a terminal, plain columns for everything else; headings may be ()."""
     rows = [[shown(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich_table(headings, rows)
         return
-    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
-    for row in [headings, *rows]:
+    lines = [headings, *rows] if headings else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for row in lines:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
@@ -95,7 +96,7 @@ def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=bool(headings))
     for heading in headings:
         drawn.add_column(Text(heading), overflow="fold")
     for row in rows:

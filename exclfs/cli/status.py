@@ -32,7 +32,7 @@ def status(mnt: str, /, *, as_json: Annotated[bool, Parameter(name="--json")] = 
         document: dict[str, Any] = to_json(told)
         say_json(**document)
         return advice.OK
-    table(["", ""], _facts(told))
+    table((), _facts(told))
     if told.last_refusals:
         say("")
         table(["REFUSED AT", "OPERATION", "PATH", "TO", "HELD BY"], [_refusal(one) for one in told.last_refusals])

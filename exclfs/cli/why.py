@@ -29,8 +29,7 @@ def why(path: str, /, *, as_json: Annotated[bool, Parameter(name="--json")] = Fa
         say_json(path=path_to_json(path), blocked=answer.blocked, causes=causes, unread=[])
     else:
         for cause in answer.causes:
-            blocks = f" It blocks {', '.join(cause.blocks)}." if cause.blocks else " It blocks no removal."
-            say(shown(cause.text) + blocks)
+            say(shown(cause.text))
         if not answer.blocked:
             say(f"No hold keeps {shown(path)} from being removed.")
     return advice.OK if answer.blocked else advice.NO

@@ -68,10 +68,13 @@ class Descriptors:
             os.close(self._open.pop())
 
     def __enter__(self) -> Self:
+        """Itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Closes them."""
         self.close()
 
     def __del__(self) -> None:
+        """Closes what a cancelled caller has left behind."""
         self.close()

@@ -199,9 +199,11 @@ class Client:
         self._connection.close()
 
     def __enter__(self) -> Self:
+        """Itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Closes the connection."""
         self.close()
 
     def _run(self, operation: Operation[Result]) -> Result:

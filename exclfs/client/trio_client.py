@@ -145,11 +145,13 @@ class AsyncClient:
         self._connection.close()
 
     async def __aenter__(self) -> Self:
+        """Itself."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        """Closes the connection."""
         self.close()
 
     async def _run(self, operation: Operation[Result]) -> Result:

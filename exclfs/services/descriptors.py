@@ -93,6 +93,8 @@ class Descriptors:
         Raises:
             OSError: the connection is broken.
         """
+        # Not earlier: how many may come is not known before they do.
+        await trio.lowlevel.wait_readable(connection)
         room = min(_AT_ONCE, self._allowance.room(self._uid))
         space = socket.CMSG_SPACE(room * array.array("i").itemsize) if room else 0
         # If this call is cancelled, nothing was received: trio's promise, without which descriptors could be lost.

@@ -3,43 +3,32 @@
 The rule that this module owns: a refusal never waits for the log. A line is put into a bounded queue and written by a
 thread; where the sink blocks, what does not fit is dropped, counted, and told as soon as the sink moves again.
 
-The lines are for grep and the journal alike. Every value is one word or in double quotes with Python's escapes, so
-that no file name can forge a line. The journal gets each value once more as a field of its own, in its very bytes:
-`journalctl EXCLFS_OP=rmdir`.
+The line is of log_lines, the place of log_sinks. The journal gets each value once more as a field of its own, in its
+very bytes: `journalctl EXCLFS_OP=rmdir`.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import logging.handlers
 import os
 import queue
-import re
-import socket
 import sys
 import threading
 from contextlib import suppress
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from logging_journald import JournaldTransport  # type: ignore[import-untyped]
 
 from exclfs.holds.events import Broken, Locked, LockFailed, Reaped, Refused, UnlockBad, Unlocked
-from exclfs.host.names import quoted
-from exclfs.wire.shapes import to_json
+from exclfs.services import log_lines, log_sinks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from exclfs.holds.events import Event
     from exclfs.holds.hold import Hold
     from exclfs.holds.holder import Process
-
-JOURNAL: Final = "/run/systemd/journal/socket"
-SYSLOG: Final = "/dev/log"
-ROOTS_FILE: Final = "/var/log/exclfs.log"
 
 CAPACITY: Final = 10_000
 """How many lines may wait for the sink."""
@@ -47,7 +36,6 @@ MOST_HOLDERS: Final = 100
 """How many holders one line names; `holders` counts them all."""
 
 _WARNINGS: Final = (Refused, UnlockBad, Broken)
-_WORD: Final = re.compile(r'[^\s"\\=]*')
 
 Fields = dict[str, Any]
 
@@ -74,7 +62,7 @@ class EventLog:
         self._trouble: str | None = None
         self._told = 0
         self._sink = sink
-        self._sink.setFormatter(_formatter())
+        self._sink.setFormatter(log_lines.formatter())
         self._sink.handleError = self._failed  # type: ignore[method-assign]
         self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._write, name="exclfs-log", daemon=True)
@@ -157,13 +145,13 @@ def open_log(wanted: str | None, *, foreground: bool, logger: logging.Logger | N
         OSError: what was wanted cannot be opened, or, if nothing was wanted, nothing can.
     """
     last: OSError | None = None
-    for place in (wanted,) if wanted is not None else _choices(foreground=foreground):
+    for place in (wanted,) if wanted is not None else log_sinks.choices(foreground=foreground):
         try:
-            sink = _open(place)
+            sink = log_sinks.open_sink(place)
         except OSError as error:
             last = OSError(error.errno, f"cannot log to {place}: {error.strerror or error}")
             continue
-        name = place if place in _SINKS else f"file {os.path.abspath(place)}"
+        name = place if place in log_sinks.NAMED else f"file {os.path.abspath(place)}"
         return EventLog(sink, name, logger=logger)
     raise last or OSError("there is nowhere to log to")
 
@@ -226,53 +214,6 @@ def _process(key: str, process: Process) -> Fields:
     return fields
 
 
-# --- lines -----------------------------------------------------------------------------------------------------------
-
-
-def _formatter() -> logging.Formatter:
-    return structlog.stdlib.ProcessorFormatter(
-        processors=[
-            _head,
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,
-            _line,
-        ],
-    )
-
-
-def _head(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Puts time, level and event at the front, for our events and for the records of other libraries alike."""
-    record: logging.LogRecord = fields["_record"]
-    head = {
-        "at": fields.pop("at", None) or datetime.fromtimestamp(record.created, UTC),
-        "level": record.levelname.lower(),
-        "event": fields.pop("event"),
-    }
-    if not fields["_from_structlog"]:
-        head["logger"] = record.name
-    return {**head, **fields}
-
-
-def _line(_: Any, __: str, fields: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={_value(value)}" for key, value in fields.items())
-
-
-def _value(value: object) -> str:
-    text = _text(value)
-    return text if _WORD.fullmatch(text) and text.isprintable() else quoted(text)
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, datetime):
-        return str(to_json(value))
-    return str(value)
-
-
-# --- sinks -----------------------------------------------------------------------------------------------------------
-
-
 class _Entrance(logging.handlers.QueueHandler):
     """Takes records into the queue as they are: they are rendered in the thread that writes them."""
 
@@ -291,84 +232,3 @@ class _Entrance(logging.handlers.QueueHandler):
             self.queue.put_nowait(record)
         except queue.Full:
             self._on_full()
-
-
-class _Journal(logging.Handler):
-    """The journal's native protocol: the line as MESSAGE, and each value as a field EXCLFS_…"""
-
-    PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        _probe(path)
-        self._transport = JournaldTransport(path)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._transport.send(self._pairs(record))
-        except Exception:
-            self.handleError(record)
-
-    def close(self) -> None:
-        self._transport.socket.close()
-        super().close()
-
-    def _pairs(self, record: logging.LogRecord) -> Iterator[tuple[str, bytes]]:
-        yield "message", self.format(record).encode()
-        yield "priority", str(self.PRIORITIES.get(record.levelno, 6)).encode()
-        yield "syslog_identifier", b"exclfs"
-        if isinstance(record.msg, dict):
-            for key, value in record.msg.items():
-                yield f"exclfs_{key}", os.fsencode(_text(value))
-
-
-def _open_syslog() -> logging.Handler:
-    _probe(SYSLOG)
-    handler = logging.handlers.SysLogHandler(SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-    handler.ident = f"exclfs[{os.getpid()}]: "
-    return handler
-
-
-def _open_stderr() -> logging.StreamHandler[TextIO]:
-    return logging.StreamHandler(sys.stderr)
-
-
-def _probe(path: str) -> None:
-    """Sees that somebody listens there: neither library tells before the first line is lost. Raises OSError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(path)
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:  # a stream socket, as some have in /dev/log: there is somebody
-                raise
-
-
-_SINKS: Final[dict[str, Callable[[], logging.Handler]]] = {
-    "journal": lambda: _Journal(JOURNAL),
-    "syslog": _open_syslog,
-    "stderr": _open_stderr,
-}
-
-
-def _open(place: str) -> logging.Handler:
-    if place in _SINKS:
-        return _SINKS[place]()
-    # Names, reasons and paths are not for everybody's eyes: the umask could leave the file readable to all.
-    os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640))
-    return logging.handlers.WatchedFileHandler(place, encoding="utf-8")  # goes on in a new file after logrotate(8)
-
-
-def _choices(*, foreground: bool) -> Iterator[str]:
-    if os.path.exists(JOURNAL):
-        yield "journal"
-    if os.path.exists(SYSLOG):
-        yield "syslog"
-    if foreground:
-        yield "stderr"
-    elif os.geteuid() == 0:
-        yield ROOTS_FILE
-    else:
-        directory = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "exclfs")
-        with suppress(OSError):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        yield os.path.join(directory, "exclfs.log")

@@ -540,18 +540,25 @@ def test_no_descriptor_is_inherited(server: TestServer, file: Path) -> None:
         assert not os.get_inheritable(client.fileno())
 
 
-def test_no_descriptor_is_left_open(server: TestServer, file: Path) -> None:
-    def own() -> int:
-        return len(os.listdir("/proc/self/fd"))
+KEEPS_NOTHING = """
+import contextlib, os, sys
+from exclfs.client.discovery import Server
+from exclfs.client.sync_client import reach
 
-    with sync_client.reach(server.where) as client:
-        client.hold(file)
-        before = own()
-        for _ in range(10):
-            client.holds(file)
-            with contextlib.suppress(FileNotFoundError):
-                client.hold([file, file.parent / "none"])
-        assert own() == before
+client = reach(Server("/mnt", sys.argv[1], os.getuid(), whole=True))
+before = os.listdir("/proc/self/fd")
+for _ in range(10):
+    client.end(client.hold(sys.argv[2]))
+    with contextlib.suppress(FileNotFoundError):
+        client.hold([sys.argv[2], sys.argv[2] + "none"])
+    with contextlib.suppress(NotADirectoryError):
+        client.hold([sys.argv[2], sys.argv[2] + "/none"])
+assert os.listdir("/proc/self/fd") == before
+"""
+
+
+def test_no_descriptor_is_left_open(server: TestServer, file: Path) -> None:
+    subprocess.run([sys.executable, "-c", KEEPS_NOTHING, server.where.socket, str(file)], check=True)
 
 
 LIGHT = """

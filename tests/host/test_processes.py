@@ -22,6 +22,8 @@ ID = "0123456789ab" + "c" * 52
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "600"]) as process:
+        while describe(process.pid).comm != "sleep":  # Popen returns a moment before execve(2) has done so
+            time.sleep(0.001)
         yield process
         process.kill()
 

@@ -18,9 +18,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import build_variant, start
 
 import exclfs
+from harness import build_variant, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable

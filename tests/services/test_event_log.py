@@ -17,7 +17,7 @@ from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
 from exclfs.holds.lifetime import Unmount
 from exclfs.host.names import quoted
-from exclfs.services import event_log
+from exclfs.services import log_sinks
 from exclfs.services.event_log import EventLog, open_log
 
 if TYPE_CHECKING:
@@ -208,14 +208,14 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "journal"))
         listening.settimeout(30)
-        monkeypatch.setattr(event_log, "JOURNAL", str(tmp_path / "journal"))
+        monkeypatch.setattr(log_sinks, "JOURNAL", str(tmp_path / "journal"))
         yield listening
 
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "JOURNAL", "SYSLOG", "ROOTS_FILE":
-        monkeypatch.setattr(event_log, name, str(tmp_path / "none" / name))
+        monkeypatch.setattr(log_sinks, name, str(tmp_path / "none" / name))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
@@ -250,7 +250,7 @@ def test_syslog_gets_the_line(nowhere: None, tmp_path: Path, monkeypatch: Any, l
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "log"))
         listening.settimeout(30)
-        monkeypatch.setattr(event_log, "SYSLOG", str(tmp_path / "log"))
+        monkeypatch.setattr(log_sinks, "SYSLOG", str(tmp_path / "log"))
         log = open_log(None, foreground=False, logger=logger)
         log.start()
         log.record(refused())
@@ -272,7 +272,7 @@ def test_stderr_in_the_foreground(nowhere: None, capsys: Any, logger: logging.Lo
 def test_a_file_in_the_background_of_root(
     nowhere: None, tmp_path: Path, monkeypatch: Any, logger: logging.Logger
 ) -> None:
-    monkeypatch.setattr(event_log, "ROOTS_FILE", str(tmp_path / "exclfs.log"))
+    monkeypatch.setattr(log_sinks, "ROOTS_FILE", str(tmp_path / "exclfs.log"))
     log = open_log(None, foreground=False, logger=logger)
     log.close()
     assert log.where == f"file {tmp_path}/exclfs.log"
