@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors tests sanitize clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,7 +26,7 @@ setup: .venv/.exclfs ## system packages, .venv and exclfs in it; no more
 demo: .venv/.exclfs ## a real tree, real cleaners, and what they are told
 	@$(BIN)/python examples/demo.py
 
-test: fmt-check lint types floors tests ## everything that CI runs
+test: fmt-check lint types floors ask-always tests ## everything that CI runs
 
 fmt: .venv/.exclfs-dev ## format the Python sources
 	@$(BIN)/ruff format .
@@ -45,6 +45,9 @@ floors: .venv/.exclfs-dev ## import-linter: imports go down only
 
 tests: .venv/.exclfs-dev ## pytest; make tests ARGS='-k refusals'
 	@$(BIN)/pytest -q $(ARGS)
+
+ask-always: .venv/.exclfs-dev ## the mounted tests with a verdict asked for everything
+	@EXCLFS_TEST_OPTIONS='{"ask_always": true}' $(BIN)/pytest -q -m mount $(ARGS)
 
 sanitize: .venv/.exclfs-dev ## the mounted tests under AddressSanitizer + UBSan, then ThreadSanitizer
 	@scripts/sanitize.sh asan $(ARGS)

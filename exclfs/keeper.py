@@ -209,7 +209,7 @@ class Keeper:
         await trio.lowlevel.checkpoint()
         try:
             hold = self.registry.get(id)
-            own = self._is_own(hold, requester)
+            own = self.is_own(hold, requester)
             if not own:
                 self._may_break(hold, requester, break_it=break_it)
         except (NoSuchHold, NotPermitted) as error:
@@ -219,8 +219,8 @@ class Keeper:
         self._tell(Unlocked(self._now(), hold) if own else Broken(self._now(), hold, requester))
         return hold
 
-    def _is_own(self, hold: Hold, requester: Process) -> bool:
-        """Of a hold that outlives the process that placed it, the holder is the user."""
+    def is_own(self, hold: Hold, requester: Process) -> bool:
+        """Whether the requester is the holder. Of a hold that outlives the process that placed it, that is the user."""
         process = hold.holder.process
         if process.uid != requester.uid:
             return False

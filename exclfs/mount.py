@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -30,7 +31,7 @@ from exclfs.holds.registry import Registry
 from exclfs.host import mounts, processes
 from exclfs.keeper import Keeper
 from exclfs.mirror import Mirror, channel, fuse_handle
-from exclfs.options import MountFailed, MountOptions
+from exclfs.options import AlreadyMounted, MountFailed, MountOptions
 from exclfs.services.control_server import ControlServer
 from exclfs.services.event_log import EventLog, open_log
 from exclfs.services.listener import open_control_socket
@@ -68,7 +69,7 @@ def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
     with ExitStack() as stack:
         try:
             server = _build(settled, stack, foreground=foreground)
-        except (OSError, channel.MountRefused) as error:
+        except (OSError, channel.MountRefused, AlreadyMounted) as error:
             raise MountFailed(str(error)) from error
         trio.run(server.serve, ready)
     return 0
@@ -84,12 +85,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
     stack.callback(os.close, source)
     questions = session.Channel()
     stack.callback(questions.close)
-    device = channel.mount(
-        settled.fsname or settled.source,
-        settled.mountpoint,
-        flags=settled.kernel_flags,
-        allow_other=settled.allow_other,
-    )
+    device = _mount(settled)
     stack.callback(os.close, device)
     try:
         mirror = Mirror(
@@ -112,6 +108,24 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
         raise
     log.start()
     return _Server(settled, log, mirror, questions, control)
+
+
+def _mount(settled: MountOptions) -> int:
+    """Mounts; of two servers that want the same mountpoint at the same time one does, and the other is told."""
+    covered = os.open(settled.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(covered, fcntl.LOCK_EX)
+        mount = mounts.at(settled.mountpoint)
+        if mount is not None and mount.fstype == mounts.FSTYPE:
+            raise AlreadyMounted(settled.mountpoint, os.fsdecode(mount.source))
+        return channel.mount(
+            settled.fsname or settled.source,
+            settled.mountpoint,
+            flags=settled.kernel_flags,
+            allow_other=settled.allow_other,
+        )
+    finally:
+        os.close(covered)
 
 
 class _Server:
@@ -240,6 +254,15 @@ def _device_of(mountpoint: str) -> int:
     return os.makedev(int(major), int(minor))
 
 
+def _leave_stderr() -> None:
+    """From now on there is the log; stderr was for those who waited for the mount."""
+    if os.environ.get("EXCLFS_KEEP_STDERR"):
+        return  # a sanitizer's report has no other way out
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stderr.fileno())
+    os.close(nothing)
+
+
 def main() -> int:
     """What `exclfs mount` starts: serves the mount that its argument describes, and tells --ready-fd how it went."""
     parser = argparse.ArgumentParser(prog="exclfs.mount")
@@ -248,12 +271,14 @@ def main() -> int:
     arguments = parser.parse_args()
     wanted = json.loads(arguments.options)
     settled = MountOptions(**{**wanted, "kernel_flags": tuple(wanted["kernel_flags"])})
+    os.set_inheritable(arguments.ready_fd, False)
     with open(arguments.ready_fd, "w", encoding="utf-8") as told:
 
         def tell(document: dict[str, Any]) -> None:
             json.dump(document, told)
             told.write("\n")
             told.close()  # whoever waits sees the end, too
+            _leave_stderr()
 
         try:
             return run(settled, ready=tell, foreground=False)

@@ -42,7 +42,7 @@ def default_options() -> dict[str, Any]:
 
 def server_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a server: this one's, with what a run with sanitizers needs."""
-    environment = {**os.environ, **(extra or {})}
+    environment = {**os.environ, "EXCLFS_KEEP_STDERR": "1", **(extra or {})}
     if path := os.environ.get("EXCLFS_TEST_PYTHONPATH"):
         environment["PYTHONPATH"] = path
     if preload := os.environ.get("EXCLFS_TEST_PRELOAD"):

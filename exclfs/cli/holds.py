@@ -77,9 +77,9 @@ def _of_every_mount(holder: str | None) -> Iterator[Found]:
 
 
 def _draw(found: list[Found]) -> None:
-    rows = [[one.mountpoint, *hold_row(hold)] for one in found for hold in one.holds]
+    rows = [hold_row(hold) for one in found for hold in one.holds]
     if rows:
-        table(["MOUNT", *HOLD_HEADINGS], rows)
+        table(HOLD_HEADINGS, rows)
 
 
 def _to_json(found: Found) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def validated(source: str, mountpoint: str, texts: Sequence[str]) -> MountOption
 
 def _clear_stale(mountpoint: str) -> None:
     """Unmounts what a server that was killed has left behind; another filesystem's is left alone."""
-    while unmounting.is_left_behind(mountpoint):
+    while mounts.is_stale(mountpoint):
         left = mounts.at(mountpoint)
         if left is None or left.fstype != mounts.FSTYPE:
             return

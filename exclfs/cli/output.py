@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from exclfs.holds.hold import Hold
+
+_BETWEEN: Final = 3
+"""Columns of a terminal that rich has around each of a table."""
 
 VERSION: Final = 1
 """The version of every JSON document that a command prints."""
@@ -62,8 +66,9 @@ def path_to_json(path: str) -> str | dict[str, str]:
 
 
 def when(time: datetime) -> str:
-    """A time for people: local, to the second."""
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+    """A time for people: local, to the second; of today without the date."""
+    local = time.astimezone()
+    return f"{local:%H:%M:%S}" if local.date() == type(time).now().date() else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
 def who(hold: Hold) -> str:
@@ -79,13 +84,16 @@ def who(hold: Hold) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: with rules and colours on a terminal, plain columns for everything else; headings may be ()."""
+    """A table, under headings or, with (), without: with rules on a terminal, plain columns for everything else.
+
+    Nothing is cut off or folded: on a terminal that is too narrow the columns are plain, too, and their lines long.
+    """
     rows = [[shown(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _rich_table(headings, rows)
-        return
     lines = [headings, *rows] if headings else rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sys.stdout.isatty() and sum(widths) + _BETWEEN * len(widths) <= shutil.get_terminal_size().columns:
+        _rich_table(headings, rows)
+        return
     for row in lines:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
@@ -98,16 +106,27 @@ def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=bool(headings))
     for heading in headings:
-        drawn.add_column(Text(heading), overflow="fold")
+        drawn.add_column(Text(heading))
     for row in rows:
         drawn.add_row(*map(Text, row))  # as Text: square brackets in a name are no markup
     Console().print(drawn)
 
 
-HOLD_HEADINGS: Final = ("ID", "PATH", "FLAGS", "HOLDER", "SINCE", "ENDS WITH", "REASON")
+HOLD_HEADINGS: Final = ("ID", "PATH", "HOLDER", "PID", "SINCE", "ENDS WITH", "FLAGS", "REASON")
 
 
 def hold_row(hold: Hold) -> list[str]:
-    """The cells of one hold, under HOLD_HEADINGS."""
+    """The cells of one hold, under HOLD_HEADINGS: what fits a line. `exclfs why` and --json tell the rest."""
+    pid = hold.holder.process.pid
     ends = " or ".join(type(end).__name__.lower() for end in hold.ends)
-    return [hold.id, hold.path, ",".join(hold.flags.names), who(hold), when(hold.since), ends, hold.reason]
+    flags = ",".join(hold.flags.names)
+    return [
+        hold.id,
+        hold.path,
+        hold.holder.name,
+        "?" if pid is None else str(pid),
+        when(hold.since),
+        ends,
+        flags,
+        hold.reason,
+    ]

@@ -47,7 +47,7 @@ def umount(
     """
     mount = _mount_at(mnt)
     mountpoint = os.fsdecode(mount.mountpoint)
-    if unmounting.is_left_behind(mountpoint):
+    if mounts.is_stale(mountpoint):
         unmounting.unmount(mountpoint, lazy=True)
     else:
         with contextlib.ExitStack() as stack:

@@ -30,19 +30,6 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         _by_fusermount(mountpoint, lazy=lazy)
 
 
-def is_left_behind(mountpoint: str) -> bool:
-    """Whether the server of this mount has ended (ENOTCONN). Where a server hangs, this waits for it.
-
-    It asks with statfs(2), which always reaches the server: attributes, as stat(2) wants them, the kernel may still
-    believe for a second after the server was killed.
-    """
-    try:
-        os.statvfs(mountpoint)
-    except OSError as error:
-        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
-    return False
-
-
 def _by_system_call(mountpoint: str, *, lazy: bool) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)

@@ -76,7 +76,10 @@ async def hold(
             yield placed
         finally:
             # Closing would end it as well, but not before this task goes on: it may remove the path right now.
-            with contextlib.suppress(ClientError), trio.move_on_after(TO_RELEASE, shield=True):
+            with (
+                contextlib.suppress(ClientError),
+                trio.CancelScope(deadline=trio.current_time() + TO_RELEASE, shield=True),
+            ):
                 await client.end((placed,))
 
 

@@ -112,12 +112,13 @@ def at(mountpoint: str | os.PathLike[str] | bytes) -> Mount | None:
 def is_stale(path: str | os.PathLike[str] | bytes) -> bool:
     """Whether this lies on a mount whose server is gone (ENOTCONN).
 
-    It has to ask the filesystem: where a server hangs, so does this.
+    It asks with statfs(2), which always reaches the server: attributes, as stat(2) wants them, the kernel may still
+    believe for a second after the server was killed. Where a server hangs, this waits for it.
     """
     try:
-        os.stat(path)
+        os.statvfs(path)
     except OSError as error:
-        return error.errno == errno.ENOTCONN
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     return False
 
 

@@ -4,7 +4,8 @@
  * Never one descriptor per known inode: the O_PATH descriptors of the inodes in use come from a budget, in the order
  * of use. One that was closed is opened again by file handle (which needs privilege and cannot reach another inode)
  * or by the place where the inode was seen last; either way the identity is verified before the descriptor is used,
- * so a file that was replaced behind the mount gives ESTALE, never another file's data.
+ * so a file that was replaced behind the mount gives ESTALE, never another file's data. What leads to a place is
+ * opened in a loop, from the nearest directory that is open: a tree can be deeper than a stack.
  *
  * An inode to which nothing leads any more (its last name was removed, or never existed) keeps its descriptor pinned
  * until the kernel forgets it.
@@ -68,29 +69,6 @@ static int verified(const struct inode *inode, int fd) {
     return error ? error : fd;
 }
 
-static int open_at_place(struct mirror *mirror, struct inode *inode) {
-    char name[NAME_MAX + 1];
-    struct inode *parent = inode_place(mirror, inode, name);
-    if (parent == NULL) return -ESTALE;
-    int fd = backing_get(mirror, parent);
-    if (fd >= 0) {
-        int child = openat(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-        if (child < 0) child = errno == ENOENT || errno == ENOTDIR ? -ESTALE : -errno;
-        backing_put(mirror, parent);
-        fd = child;
-    }
-    inode_put(mirror, parent);
-    return verified(inode, fd);
-}
-
-static int open_again(struct mirror *mirror, struct inode *inode) {
-    if (inode->handle != NULL) {
-        int fd = verified(inode, open_handle(mirror, inode->handle));
-        if (fd >= 0 || fd == -EMFILE || fd == -ENFILE) return fd;
-    }
-    return open_at_place(mirror, inode);
-}
-
 /* ---- the budget, in the order of use; all of it under its lock ------------------------------------------- */
 
 static void unlink_from_order(struct mirror *mirror, struct inode *inode) {
@@ -125,23 +103,23 @@ static unsigned overdrawn(struct mirror *mirror, int *fds, unsigned most) {
     return taken;
 }
 
-int backing_get(struct mirror *mirror, struct inode *inode) {
+/* The descriptor that the inode has, counted as used, or -1. */
+static int use_open(struct mirror *mirror, struct inode *inode) {
     pthread_mutex_lock(&mirror->budget.lock);
-    if (inode->fd >= 0) {
+    int fd = inode->fd;
+    if (fd >= 0) {
         inode->fd_users++;
         if (!inode->fd_pinned && mirror->budget.newest != inode) {
             unlink_from_order(mirror, inode);
             put_newest(mirror, inode);
         }
-        int fd = inode->fd;
-        pthread_mutex_unlock(&mirror->budget.lock);
-        return fd;
     }
     pthread_mutex_unlock(&mirror->budget.lock);
+    return fd;
+}
 
-    int fd = open_again(mirror, inode);
-    if (fd < 0) return fd;
-
+/* Gives the inode this descriptor, which is verified, and counts it as used. */
+static int use_opened(struct mirror *mirror, struct inode *inode, int fd) {
     int surplus[8];
     unsigned close_them = 0;
     pthread_mutex_lock(&mirror->budget.lock);
@@ -159,27 +137,101 @@ int backing_get(struct mirror *mirror, struct inode *inode) {
     return fd;
 }
 
+/* Without the help of any place: the descriptor that there is, or one by file handle. -ESTALE if neither leads there. */
+static int use_directly(struct mirror *mirror, struct inode *inode) {
+    int fd = use_open(mirror, inode);
+    if (fd >= 0) return fd;
+    if (inode->handle == NULL) return -ESTALE;
+    fd = verified(inode, open_handle(mirror, inode->handle));
+    if (fd >= 0) return use_opened(mirror, inode, fd);
+    return fd == -EMFILE || fd == -ENFILE ? fd : -ESTALE;
+}
+
+/* By its place in a directory that is in use. */
+static int use_by_place(struct mirror *mirror, struct inode *inode, int parent_fd) {
+    char name[NAME_MAX + 1];
+    struct inode *parent = inode_place(mirror, inode, name);
+    if (parent == NULL) return -ESTALE;
+    inode_put(mirror, parent);
+    int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) return errno == ENOENT || errno == ENOTDIR ? -ESTALE : -errno;
+    fd = verified(inode, fd);
+    return fd < 0 ? fd : use_opened(mirror, inode, fd);
+}
+
+/* Appends to a list that grows; takes the reference. */
+static bool append(struct mirror *mirror, struct inode ***list, size_t *length, struct inode *inode) {
+    if ((*length & (*length - 1)) == 0) { /* full at each power of two */
+        struct inode **longer = realloc(*list, (*length == 0 ? 1 : *length * 2) * sizeof **list);
+        if (longer == NULL) {
+            inode_put(mirror, inode);
+            return false;
+        }
+        *list = longer;
+    }
+    (*list)[(*length)++] = inode;
+    return true;
+}
+
+enum { DEEPEST = 1 << 20 }; /* hints that lead round in a circle end somewhere */
+
+int backing_get(struct mirror *mirror, struct inode *inode) {
+    int fd = use_directly(mirror, inode);
+    if (fd != -ESTALE) return fd;
+
+    struct inode **above = NULL, *at = inode; /* those that must be opened first, and are not open */
+    size_t depth = 0;
+    char name[NAME_MAX + 1];
+    while (fd == -ESTALE && (at = inode_place(mirror, at, name)) != NULL) {
+        if (depth == DEEPEST || !append(mirror, &above, &depth, at)) break;
+        fd = use_directly(mirror, at);
+    }
+    /* The last of them has a descriptor now, or nothing has. */
+    while (depth > 0) {
+        struct inode *parent = above[--depth];
+        int parent_fd = fd;
+        if (parent_fd >= 0) {
+            fd = use_by_place(mirror, depth > 0 ? above[depth - 1] : inode, parent_fd);
+            backing_put(mirror, parent);
+        }
+        inode_put(mirror, parent);
+    }
+    free(above);
+    return fd;
+}
+
 void backing_put(struct mirror *mirror, struct inode *inode) {
     pthread_mutex_lock(&mirror->budget.lock);
     inode->fd_users--;
     pthread_mutex_unlock(&mirror->budget.lock);
 }
 
-static void pin(struct mirror *mirror, struct inode *inode) { /* under the lock */
-    if (inode->fd_pinned) return;
+static int pin(struct mirror *mirror, struct inode *inode) { /* under the lock */
+    if (inode->fd_pinned) return 0;
     unlink_from_order(mirror, inode);
     inode->fd_pinned = true;
     atomic_fetch_add(&mirror->budget.pinned, 1);
+    return 1;
 }
 
 int backing_pin(struct mirror *mirror, struct inode *inode) {
     int fd = backing_get(mirror, inode);
     if (fd < 0) return fd;
     pthread_mutex_lock(&mirror->budget.lock);
-    pin(mirror, inode);
+    int newly = pin(mirror, inode);
     inode->fd_users--;
     pthread_mutex_unlock(&mirror->budget.lock);
-    return 0;
+    return newly;
+}
+
+void backing_unpin(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_lock(&mirror->budget.lock);
+    if (inode->fd_pinned) {
+        inode->fd_pinned = false;
+        atomic_fetch_sub(&mirror->budget.pinned, 1);
+        put_newest(mirror, inode);
+    }
+    pthread_mutex_unlock(&mirror->budget.lock);
 }
 
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd) {

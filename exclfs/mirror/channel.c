@@ -2,7 +2,9 @@
  * The channel: /dev/fuse, the workers that read from it, and replies.
  *
  * Workers are plain threads without a Python state: no request waits for the interpreter. A worker reads a request,
- * serves it to the end or hands it to the policy, and reads the next. The mount has ended when read() says ENODEV.
+ * serves it to the end or hands it to the policy, and reads the next. The mount has ended when read() says ENODEV, or
+ * gives nothing. start() returns when every thread is able to serve: one that cannot is an error there, and never a
+ * mount whose first request waits for ever.
  */
 #include "mirror.h"
 
@@ -51,7 +53,6 @@ void negotiate(struct worker *worker, const struct request *request) {
     if (atomic_load(&mirror->passthrough)) wanted |= EXCLFS_PASSTHROUGH;
     uint64_t taken = offered & wanted;
     if (!(taken & EXCLFS_PASSTHROUGH)) atomic_store(&mirror->passthrough, false);
-    mirror->killpriv = (taken & FUSE_HANDLE_KILLPRIV_V2) != 0;
 
     struct exclfs_init_out out = {
         .major = FUSE_KERNEL_VERSION,
@@ -76,7 +77,11 @@ int worker_begin(struct worker *worker, struct mirror *mirror) {
     worker->in = malloc(MESSAGE_MAX);
     worker->out = malloc(MESSAGE_MAX);
     int error = worker->in == NULL || worker->out == NULL ? -ENOMEM : requester_begin(worker);
-    if (error) worker_end(worker);
+    if (error) {
+        worker_end(worker);
+        atomic_store(&mirror->begin_error, error);
+    }
+    sem_post(&mirror->begun);
     return error;
 }
 
@@ -85,14 +90,17 @@ void worker_end(struct worker *worker) {
     free(worker->out);
 }
 
+/* ENODEV: unmounted. ECONNABORTED: aborted through /sys/fs/fuse. EPERM: it never was a mount. */
+static bool is_the_end(int error) {
+    return error == ENODEV || error == ECONNABORTED || error == EPERM || error == EBADF;
+}
+
 static void loop(struct worker *worker) {
     struct mirror *mirror = worker->mirror;
     while (!atomic_load_explicit(&mirror->ended, memory_order_relaxed)) {
         ssize_t size = read(mirror->device, worker->in, MESSAGE_MAX);
-        if (size < 0) {
-            if (errno == ENODEV || errno == EBADF) break;
-            continue; /* EINTR; ENOENT: the request was taken back */
-        }
+        if (size == 0 || (size < 0 && is_the_end(errno))) break;
+        if (size < 0) continue; /* EINTR; ENOENT: the request was taken back */
         struct request request;
         int error = request_parse(worker->in, (size_t)size, &request);
         if (!error) serve(worker, &request);
@@ -120,6 +128,8 @@ static void interrupt(int signal) { (void)signal; }
 static int wake_signal(void) { return SIGRTMIN + 3; }
 
 int channel_start(struct mirror *mirror) {
+    if (mirror->started) return -EALREADY;
+    mirror->started = true;
     struct sigaction quiet = {.sa_handler = interrupt}; /* without SA_RESTART: read() returns */
     if (sigaction(wake_signal(), &quiet, NULL)) return -errno;
     sigset_t all, before;
@@ -129,15 +139,17 @@ int channel_start(struct mirror *mirror) {
     if (error) return -error;
     error = questions_start(mirror);
     mirror->threads = calloc(mirror->settings.threads, sizeof *mirror->threads);
-    if (mirror->threads == NULL) error = -ENOMEM;
+    if (!error && mirror->threads == NULL) error = -ENOMEM;
     atomic_store(&mirror->workers_left, mirror->settings.threads);
     while (!error && mirror->workers < mirror->settings.threads) {
         error = -pthread_create(&mirror->threads[mirror->workers], NULL, work, mirror);
         if (!error) mirror->workers++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    mirror->started = true;
-    return error;
+    unsigned beginning = mirror->workers + (mirror->questions.running ? 1 : 0);
+    while (beginning > 0)
+        if (sem_wait(&mirror->begun) == 0) beginning--;
+    return error ? error : atomic_load(&mirror->begin_error);
 }
 
 /* Ends the workers wherever they are. The mount should be gone; if it is not, its users get ENOTCONN when the

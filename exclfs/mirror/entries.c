@@ -150,8 +150,8 @@ static int make_link(struct worker *worker, const struct request *request, int f
     if (inode == NULL) return ESTALE;
     int target = backing_get(worker->mirror, inode), error = target < 0 ? -target : 0;
     if (!error) {
-        /* As the server: fs.protected_hardlinks has been checked by the kernel, against the requester. */
-        error = link_to(worker, target, fd, request->name);
+        error = become_if_able(worker, request->header);
+        if (!error) error = link_to(worker, target, fd, request->name);
         backing_put(worker->mirror, inode);
     }
     inode_put(worker->mirror, inode);

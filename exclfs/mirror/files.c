@@ -1,21 +1,24 @@
 /*
  * Files: opening, and everything that is done to an open one.
  *
- * With passthrough the kernel reads and writes the backing file itself and the handle costs no descriptor; one
- * backing id serves all openers of an inode, so it is opened as nobody, without the capabilities that would keep
- * setuid bits or use the reserve. Where passthrough is not to be had the handle has a descriptor of its own, and
- * what writes runs as the requester. An inode is open one way or the other, never both at once: the kernel answers
- * EIO to a mixture.
+ * With passthrough the kernel reads and writes the backing file itself and the handle costs no descriptor. One
+ * backing id serves all openers of an inode, and the kernel writes with the rights of whoever made it: root's if the
+ * first opener is root, else nobody's, without the capabilities that would keep setuid bits or use the reserve. A
+ * writer to whom the other would apply has its reads and writes sent here (FOPEN_DIRECT_IO beside FOPEN_PASSTHROUGH).
+ * Where passthrough is not to be had the handle has a descriptor of its own. What writes here runs as the requester.
+ * An inode is open one way or the other, never both at once: the kernel answers EIO to a mixture.
  */
 #include "mirror.h"
 
 #include <sys/ioctl.h>
+#include <sys/uio.h>
 
 struct open_file {
     struct inode *inode;
     int flags;
     atomic_int fd; /* -1 for passthrough, until something needs one */
     bool passthrough;
+    bool roots; /* opened by root */
 };
 
 static struct open_file *file_of(uint64_t fh) { return (struct open_file *)(uintptr_t)fh; }
@@ -26,10 +29,10 @@ static pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode
 
 /* ---- passthrough ---------------------------------------------------------------------------------------- */
 
-static int32_t open_backing(struct worker *worker, int fd) {
+static int32_t open_backing(struct worker *worker, int fd, bool as_root) {
     struct mirror *mirror = worker->mirror;
     struct exclfs_backing_map map = {.fd = fd};
-    if (become_nobody(worker)) return -1;
+    if (!as_root && become_nobody(worker)) return -1;
     int id = ioctl(mirror->device, EXCLFS_IOC_BACKING_OPEN, &map), error = errno;
     become_server(worker);
     /* Without the privilege, or on a kernel without it, it will never work; a nested filesystem may just not have it. */
@@ -38,13 +41,14 @@ static int32_t open_backing(struct worker *worker, int fd) {
 }
 
 /* Settles how the inode is open, and counts it. True for passthrough. */
-static bool enter(struct worker *worker, struct inode *inode, int fd) {
+static bool enter(struct worker *worker, struct inode *inode, int fd, bool roots) {
     struct mirror *mirror = worker->mirror;
     pthread_mutex_t *lock = io_lock(mirror, inode);
     pthread_mutex_lock(lock);
     bool passthrough = inode->passthrough_opens > 0;
     if (!passthrough && inode->plain_opens == 0 && atomic_load(&mirror->passthrough)) {
-        inode->backing_id = open_backing(worker, fd);
+        inode->backing_id = open_backing(worker, fd, roots);
+        inode->backing_is_roots = roots;
         passthrough = inode->backing_id > 0;
     }
     if (passthrough) inode->passthrough_opens++;
@@ -75,8 +79,15 @@ static void file_free(struct mirror *mirror, struct open_file *file) {
     free(file);
 }
 
+/* A file with the append-only attribute (chattr +a) is opened for writing with O_APPEND or not at all. */
+static int open_real(struct mirror *mirror, int path, int flags) {
+    int real = backing_reopen(mirror, path, flags);
+    if (real == -EPERM && (flags & O_ACCMODE) != O_RDONLY) real = backing_reopen(mirror, path, flags | O_APPEND);
+    return real;
+}
+
 /* Makes the handle. Takes `real`, a descriptor opened with `flags`, or -1; `path` is an O_PATH descriptor. */
-static int file_new(struct worker *worker, struct inode *inode, int path, int real, int flags,
+static int file_new(struct worker *worker, struct inode *inode, int path, int real, int flags, bool roots,
                     struct open_file **made) {
     struct open_file *file = malloc(sizeof *file);
     if (file == NULL) {
@@ -84,14 +95,15 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
         return ENOMEM;
     }
     inode_get(inode);
-    *file = (struct open_file){.inode = inode, .flags = flags & ~O_TRUNC, .passthrough = enter(worker, inode, path)};
+    *file = (struct open_file){
+        .inode = inode, .flags = flags & ~O_TRUNC, .roots = roots, .passthrough = enter(worker, inode, path, roots)};
     atomic_init(&file->fd, real);
     if (file->passthrough && real >= 0) {
         close(real);
         atomic_store(&file->fd, -1);
     }
     if (!file->passthrough && real < 0) {
-        real = backing_reopen(worker->mirror, path, file->flags);
+        real = open_real(worker->mirror, path, file->flags);
         if (real < 0) {
             file_free(worker->mirror, file);
             return -real;
@@ -102,14 +114,19 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
     return 0;
 }
 
-/* The kernel's own handle does O_DIRECT; the buffers of a worker are not aligned for it. */
-static int server_flags(uint32_t flags) { return (int)flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_NOFOLLOW); }
+/* The kernel's own handle does O_DIRECT; the buffers of a worker are not aligned for it. Whether a write appends is
+ * said with each one: fcntl() can change it, and what was written to a mapping goes where it belongs. */
+static int server_flags(uint32_t flags) {
+    return (int)flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_NOFOLLOW | O_APPEND | O_TMPFILE);
+}
 
 static void fill_open(const struct open_file *file, struct exclfs_open_out *out) {
     *out = (struct exclfs_open_out){.fh = (uint64_t)(uintptr_t)file};
     if (file->passthrough) {
         out->open_flags = EXCLFS_FOPEN_PASSTHROUGH;
         out->backing_id = file->inode->backing_id;
+        bool writes = (file->flags & O_ACCMODE) != O_RDONLY;
+        if (writes && file->roots != file->inode->backing_is_roots) out->open_flags |= FOPEN_DIRECT_IO;
     }
 }
 
@@ -131,7 +148,8 @@ void op_open(struct worker *worker, const struct request *request) {
     struct open_file *file = NULL;
     int path = backing_get(worker->mirror, inode), error = path < 0 ? -path : 0;
     if (!error && in->flags & O_TRUNC) error = truncate_at_open(worker, request, path);
-    if (!error) error = file_new(worker, inode, path, -1, server_flags(in->flags), &file);
+    if (!error)
+        error = file_new(worker, inode, path, -1, server_flags(in->flags), request->header->uid == 0, &file);
     if (path >= 0) backing_put(worker->mirror, inode);
     if (error) reply_error(worker, request->header->unique, error);
     else {
@@ -178,7 +196,8 @@ static int adopt_created(struct worker *worker, const struct request *request, s
     }
     struct open_file *file = NULL;
     if (error) close(real);
-    else error = file_new(worker, inode, real, real, server_flags(in->flags), &file);
+    else
+        error = file_new(worker, inode, real, real, server_flags(in->flags), request->header->uid == 0, &file);
     if (error) inode_forget(worker->mirror, inode->nodeid, 1);
     else reply_created(worker, request, inode, &attributes, file);
     inode_put(worker->mirror, inode);
@@ -221,7 +240,7 @@ int handle_descriptor(struct mirror *mirror, uint64_t fh, bool writable) {
     if (fd >= 0) return fd;
     int path = backing_get(mirror, file->inode);
     if (path < 0) return path;
-    int real = backing_reopen(mirror, path, file->flags & ~O_APPEND);
+    int real = open_real(mirror, path, file->flags);
     backing_put(mirror, file->inode);
     if (real < 0) return real;
     if (atomic_compare_exchange_strong(&file->fd, &fd, real)) return real;
@@ -247,7 +266,9 @@ void op_write(struct worker *worker, const struct request *request) {
     const struct fuse_write_in *in = request->argument;
     int fd = handle_descriptor(worker->mirror, in->fh, true);
     int error = fd < 0 ? -fd : become_writer(worker, request->header, in->write_flags & FUSE_WRITE_KILL_SUIDGID);
-    ssize_t done = error ? 0 : pwrite(fd, request->data, request->data_size, (off_t)in->offset);
+    struct iovec data = {(void *)(uintptr_t)request->data, request->data_size};
+    int flags = in->flags & O_APPEND ? RWF_APPEND : 0;
+    ssize_t done = error ? 0 : pwritev2(fd, &data, 1, (off_t)in->offset, flags);
     if (!error && done < 0) error = errno;
     become_server(worker);
     if (error) reply_result(worker, request, error);

@@ -51,12 +51,10 @@ int inodes_init(struct mirror *mirror) {
 
 static void inode_free(struct mirror *mirror, struct inode *inode) {
     backing_drop(mirror, inode);
-    struct inode *parent = inode->parent;
     free(inode->name);
     free(inode->handle);
     free(inode);
     atomic_fetch_sub(&mirror->table.known, 1);
-    if (parent != NULL) inode_put(mirror, parent);
 }
 
 void inodes_destroy(struct mirror *mirror) {
@@ -67,7 +65,6 @@ void inodes_destroy(struct mirror *mirror) {
             while (shard->buckets[b] != NULL) {
                 struct inode *inode = shard->buckets[b];
                 shard->buckets[b] = inode->next_of_nodeid;
-                inode->parent = NULL;
                 inode_free(mirror, inode);
             }
         free(shard->buckets);
@@ -139,10 +136,11 @@ static struct inode *search_nodeid(struct shard *shard, uint64_t nodeid) {
 
 void inode_get(struct inode *inode) { atomic_fetch_add_explicit(&inode->references, 1, memory_order_relaxed); }
 
-void inode_put(struct mirror *mirror, struct inode *inode) {
+/* Lets go of one reference. True if it was the last: then the inode is in no index any more. */
+static bool was_last(struct mirror *mirror, struct inode *inode) {
     unsigned references = atomic_load(&inode->references);
     while (references > 1)
-        if (atomic_compare_exchange_weak(&inode->references, &references, references - 1)) return;
+        if (atomic_compare_exchange_weak(&inode->references, &references, references - 1)) return false;
 
     struct shard *by_key = key_shard(mirror, inode->key), *by_nodeid = nodeid_shard(mirror, inode->nodeid);
     pthread_mutex_lock(&by_key->lock);
@@ -154,12 +152,22 @@ void inode_put(struct mirror *mirror, struct inode *inode) {
     }
     pthread_mutex_unlock(&by_nodeid->lock);
     pthread_mutex_unlock(&by_key->lock);
-    if (last) inode_free(mirror, inode);
+    return last;
+}
+
+void inode_put(struct mirror *mirror, struct inode *inode) {
+    /* The end of one may be the end of all that lead to it: a loop, for a tree can be deeper than a stack. */
+    while (inode != NULL && was_last(mirror, inode)) {
+        struct inode *parent = inode->parent;
+        inode_free(mirror, inode);
+        inode = parent;
+    }
 }
 
 bool same_birth(const struct inode *inode, const struct statx *attributes) {
     if (inode->type != (attributes->stx_mode & S_IFMT)) return false;
-    if (!(attributes->stx_mask & STATX_BTIME)) return true;
+    bool unknown = inode->birth_seconds == 0 && inode->birth_nanoseconds == 0;
+    if (unknown || !(attributes->stx_mask & STATX_BTIME)) return true;
     return inode->birth_seconds == attributes->stx_btime.tv_sec &&
            inode->birth_nanoseconds == attributes->stx_btime.tv_nsec;
 }
@@ -228,7 +236,7 @@ static struct inode *inode_new(struct mirror *mirror, struct inode *parent, cons
     }
     inode->key = key_of(attributes);
     inode->type = attributes->stx_mode & S_IFMT;
-    if (attributes->stx_mask & STATX_BTIME) {
+    if (mirror->births && attributes->stx_mask & STATX_BTIME) {
         inode->birth_seconds = attributes->stx_btime.tv_sec;
         inode->birth_nanoseconds = attributes->stx_btime.tv_nsec;
     }
@@ -280,7 +288,10 @@ struct inode *inode_seen(struct mirror *mirror, struct inode *parent, const char
             if (made == NULL) return NULL;
             continue;
         }
-        if (made != NULL && made != inode) inode_free(mirror, made); /* somebody else was faster */
+        if (made != NULL && made != inode) { /* somebody else was faster */
+            inode_free(mirror, made);
+            if (parent != NULL) inode_put(mirror, parent);
+        }
         if (known && parent != NULL) inode_moved(mirror, inode, parent, name);
         return inode;
     }

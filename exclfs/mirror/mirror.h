@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -104,6 +105,7 @@ struct inode {
 
     /* How it is open: under io_lock of the mirror's stripe. */
     int32_t backing_id; /* > 0 while open by passthrough */
+    bool backing_is_roots; /* the kernel writes through it with root's rights, else with nobody's */
     uint32_t passthrough_opens, plain_opens;
 };
 
@@ -171,6 +173,8 @@ struct mirror {
     unsigned workers;
     pthread_t *threads;
     bool started;
+    sem_t begun; /* posted by each thread that start() makes, once it can serve or has failed to */
+    atomic_int begin_error;
 
     struct inode_table table;
     struct inode *root;
@@ -188,7 +192,7 @@ struct mirror {
     struct questions questions;
     atomic_bool handles; /* file handles of the root device can be opened */
     atomic_bool passthrough;
-    bool killpriv;          /* FUSE_HANDLE_KILLPRIV_V2 was negotiated */
+    bool births; /* the backing filesystem's birth times tell inodes apart */
     atomic_ulong counters[COUNTERS];
 };
 
@@ -199,7 +203,7 @@ struct worker {
     uid_t fsuid;
     gid_t fsgid;
     mode_t umask;
-    bool stripped; /* without CAP_FSETID and CAP_SYS_RESOURCE */
+    unsigned given_up; /* capabilities that it does not have at the moment */
     uid_t own_uid;
     gid_t own_gid;
     struct question *verdict; /* PROCEED of this question is being carried out, or NULL */
@@ -209,7 +213,7 @@ struct worker {
 int channel_mount(const char *mountpoint, const char *source, const char *type, unsigned long flags, const char *data);
 int channel_start(struct mirror *mirror);
 void channel_stop(struct mirror *mirror);
-int worker_begin(struct worker *worker, struct mirror *mirror);
+int worker_begin(struct worker *worker, struct mirror *mirror); /* 0 or -errno, which start() hears of too */
 void worker_end(struct worker *worker);
 int reply(struct worker *worker, uint64_t unique, const void *body, size_t size); /* 0 or -errno of the write */
 void reply_error(struct worker *worker, uint64_t unique, int error);              /* error: positive errno, or 0 */
@@ -261,7 +265,9 @@ void backing_destroy(struct mirror *mirror);
 int backing_get(struct mirror *mirror, struct inode *inode); /* an O_PATH descriptor, or -errno */
 void backing_put(struct mirror *mirror, struct inode *inode);
 void backing_drop(struct mirror *mirror, struct inode *inode); /* at the inode's end */
-int backing_pin(struct mirror *mirror, struct inode *inode);   /* keep a descriptor until FORGET; 0 or -errno */
+/* Keeps a descriptor until FORGET: 1, or 0 if that is done already, or -errno. */
+int backing_pin(struct mirror *mirror, struct inode *inode);
+void backing_unpin(struct mirror *mirror, struct inode *inode); /* after all, its name has not gone */
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd); /* pin this one, which we own */
 int backing_reopen(struct mirror *mirror, int fd, int flags);  /* a real descriptor for an O_PATH one */
 int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes);
@@ -299,6 +305,7 @@ struct question {
 int questions_init(struct mirror *mirror, int channel);
 int questions_start(struct mirror *mirror);
 void questions_stop(struct mirror *mirror);
+void questions_destroy(struct mirror *mirror);
 /* Each hands the request to the policy; it will be answered or carried out later by the questions' thread. */
 void ask_removal(struct worker *worker, const struct request *request, const struct tested tested[TESTED_MAX],
                  const char *path, const char *second_path);
@@ -306,9 +313,10 @@ void ask_xattr(struct worker *worker, const struct request *request);
 
 /* requester.c */
 int requester_begin(struct worker *worker); /* prepares a thread; 0 or -errno */
-int become(struct worker *worker, const struct fuse_in_header *header);                       /* ids; 0 or errno */
-int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t umask); /* ids and umask */
-int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip);    /* ids and capabilities */
+int become(struct worker *worker, const struct fuse_in_header *header); /* ids, and no reserve; 0 or errno */
+int become_if_able(struct worker *worker, const struct fuse_in_header *header);
+int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t umask);
+int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip);
 int become_nobody(struct worker *worker);
 void become_server(struct worker *worker); /* back to what the server is */
 int run_as(uid_t uid, gid_t gid, const gid_t *groups, size_t count, int (*work)(void *), void *argument);

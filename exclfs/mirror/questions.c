@@ -9,7 +9,8 @@
  *
  * No worker waits here. A question carries the generation of every word that was tested; if one has changed when
  * PROCEED arrives the policy is asked again, and for the last round the words are frozen. A question that finds no
- * answer in time is EBUSY: it fails closed. A full channel makes questions wait, never workers.
+ * answer in time is EBUSY: it fails closed. Once the policy has gone, every question is EBUSY at once. A full channel
+ * makes questions wait, never workers.
  */
 #include "mirror.h"
 
@@ -186,7 +187,9 @@ static void answer(struct worker *worker, const char *packet, size_t size) {
     pthread_mutex_unlock(&mirror->questions.lock);
     if (question == NULL) return; /* it timed out */
 
-    if (header->error != 0) reply_error(worker, question->unique, -header->error);
+    /* The kernel takes no other errno, and would wait for ever. */
+    if (header->error > 0 || header->error <= -512) reply_error(worker, question->unique, EIO);
+    else if (header->error != 0) reply_error(worker, question->unique, -header->error);
     else if (is_xattr(question)) reply(worker, question->unique, header + 1, size - sizeof *header);
     else {
         struct request request;
@@ -213,13 +216,14 @@ static long milliseconds_until(const struct timespec *deadline) {
     return (deadline->tv_sec - now.tv_sec) * 1000 + (deadline->tv_nsec - now.tv_nsec) / 1000000;
 }
 
-/* Answers what is overdue; gives the milliseconds until the next deadline, or -1. */
-static int expire(struct worker *worker) {
+/* Answers what is overdue, which is everything if the policy has gone; gives the milliseconds until the next
+ * deadline, or -1. */
+static int expire(struct worker *worker, bool gone) {
     struct questions *questions = &worker->mirror->questions;
     for (;;) {
         pthread_mutex_lock(&questions->lock);
         struct question *question = questions->first;
-        long left = question == NULL ? -1 : milliseconds_until(&question->deadline);
+        long left = question == NULL || gone ? 0 : milliseconds_until(&question->deadline);
         if (question != NULL && left <= 0) take(questions, question->unique);
         pthread_mutex_unlock(&questions->lock);
         if (question == NULL) return -1;
@@ -231,7 +235,7 @@ static int expire(struct worker *worker) {
 }
 
 /* Before the first question: libfuse answers EIO to whatever comes before INIT. */
-static void greet(struct questions *questions) {
+static int greet(struct questions *questions) {
     struct {
         struct fuse_in_header header;
         struct fuse_init_in init;
@@ -242,7 +246,19 @@ static void greet(struct questions *questions) {
                  .max_readahead = 131072,
                  .flags = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_DO_READDIRPLUS | FUSE_MAX_PAGES},
     };
-    if (send(questions->channel, &hello, sizeof hello, MSG_NOSIGNAL) != sizeof hello) abort(); /* a new, empty socket */
+    return send(questions->channel, &hello, sizeof hello, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+/* Takes every answer that is there, so that none is late because of what another one led to. False once the policy
+ * has gone. */
+static bool hear_answers(struct worker *worker) {
+    for (;;) {
+        ssize_t size = recv(worker->mirror->questions.channel, worker->in, MESSAGE_MAX, MSG_DONTWAIT);
+        if (size > 0) answer(worker, worker->in, (size_t)size);
+        else if (size == 0) return false;
+        else if (errno == EAGAIN) return true;
+        else if (errno != EINTR && errno != ECONNRESET) return false; /* after a reset comes what was sent before */
+    }
 }
 
 static void *hear(void *argument) {
@@ -250,14 +266,16 @@ static void *hear(void *argument) {
     struct questions *questions = &mirror->questions;
     struct worker worker;
     if (worker_begin(&worker, mirror)) return NULL;
+    bool gone = false;
     for (;;) {
-        int timeout = expire(&worker);
+        if (!gone) gone = !hear_answers(&worker);
+        int timeout = expire(&worker, gone);
         pthread_mutex_lock(&questions->lock);
         bool stopping = questions->stopping, waiting = questions->unsent > 0;
         pthread_mutex_unlock(&questions->lock);
         if (stopping) break;
         struct pollfd fds[2] = {
-            {.fd = questions->channel, .events = POLLIN | (waiting ? POLLOUT : 0)},
+            {.fd = gone ? -1 : questions->channel, .events = POLLIN | (waiting ? POLLOUT : 0)},
             {.fd = questions->wake, .events = POLLIN},
         };
         if (poll(fds, 2, timeout) < 0) continue;
@@ -266,25 +284,19 @@ static void *hear(void *argument) {
             if (read(questions->wake, &ignored, sizeof ignored) < 0 && errno != EAGAIN) break;
         }
         if (waiting) send_waiting(questions);
-        if (fds[0].revents & POLLIN) {
-            ssize_t size = recv(questions->channel, worker.in, MESSAGE_MAX, MSG_DONTWAIT);
-            if (size > 0) answer(&worker, worker.in, (size_t)size);
-        } else if (fds[0].revents & (POLLHUP | POLLERR)) {
-            /* The policy has gone: what needs a verdict is refused when its time is up. */
-            poll(NULL, 0, timeout < 0 || timeout > 50 ? 50 : timeout);
-        }
     }
     worker_end(&worker);
     return NULL;
 }
 
 int questions_start(struct mirror *mirror) {
-    greet(&mirror->questions);
-    int error = pthread_create(&mirror->questions.thread, NULL, hear, mirror);
+    int error = greet(&mirror->questions);
+    if (!error) error = -pthread_create(&mirror->questions.thread, NULL, hear, mirror);
     mirror->questions.running = error == 0;
-    return -error;
+    return error;
 }
 
+/* Ends the thread, and lets go of what it had not answered: the kernel answers that when the device is closed. */
 void questions_stop(struct mirror *mirror) {
     struct questions *questions = &mirror->questions;
     if (questions->running) {
@@ -301,6 +313,9 @@ void questions_stop(struct mirror *mirror) {
         question_free(mirror, question);
     }
     questions->last = NULL;
-    close(questions->wake);
-    pthread_mutex_destroy(&questions->lock);
+}
+
+void questions_destroy(struct mirror *mirror) {
+    if (mirror->questions.wake >= 0) close(mirror->questions.wake);
+    pthread_mutex_destroy(&mirror->questions.lock);
 }

@@ -6,8 +6,8 @@
  * hold, so C decides alone; anything else is Python's to decide. When the policy says PROCEED the same function
  * runs again under that question.
  *
- * Before the last link of an inode goes, a descriptor of it is pinned: the kernel may still ask about an inode that
- * somebody has open, and nothing else would lead to it.
+ * While a link of an inode goes, a descriptor of it is in use, and if that was the last one it stays pinned: the
+ * kernel may still ask about an inode that somebody has open, and nothing else would lead to it.
  */
 #include "mirror.h"
 
@@ -26,12 +26,13 @@ struct victim {
     int parent_fd;
     const char *name;
     bool exists;
+    int kept; /* a descriptor of the inode, in use until it is known whether this was the last link; or -errno */
     struct statx attributes;
     struct tested tested;
 };
 
 static int victim_open(struct worker *worker, struct victim *victim, uint64_t parent, const char *name) {
-    *victim = (struct victim){.name = name, .parent_fd = -1};
+    *victim = (struct victim){.name = name, .parent_fd = -1, .kept = -1};
     victim->parent = inode_by_nodeid(worker->mirror, parent);
     if (victim->parent == NULL) return ESTALE;
     int fd = backing_get(worker->mirror, victim->parent);
@@ -44,6 +45,7 @@ static int victim_open(struct worker *worker, struct victim *victim, uint64_t pa
 }
 
 static void victim_close(struct worker *worker, struct victim *victim) {
+    if (victim->kept >= 0) backing_put(worker->mirror, victim->tested.inode);
     if (victim->tested.inode != NULL) inode_put(worker->mirror, victim->tested.inode);
     if (victim->parent_fd >= 0) backing_put(worker->mirror, victim->parent);
     if (victim->parent != NULL) inode_put(worker->mirror, victim->parent);
@@ -98,20 +100,21 @@ static void ask(struct worker *worker, const struct request *request, struct vic
     ask_removal(worker, request, tested, path, second != NULL ? second_path : NULL);
 }
 
-/* Makes what the kernel may still ask about reachable after its last name has gone. */
-static bool is_last_link(const struct victim *victim) {
-    return victim->exists && (victim->attributes.stx_nlink <= 1 || S_ISDIR(victim->attributes.stx_mode));
+/* Before its name goes: afterwards nothing else may lead to it. */
+static void keep(struct worker *worker, struct victim *victim) {
+    if (victim->tested.inode != NULL) victim->kept = backing_get(worker->mirror, victim->tested.inode);
 }
 
-static void keep(struct worker *worker, struct victim *victim) {
+/* Its name has gone. Only now can be told whether that was the last link: names come and go meanwhile. */
+static void went(struct worker *worker, struct victim *victim) {
     struct inode *inode = victim->tested.inode;
     if (inode == NULL) return;
-    /* One link of several: pin only if no file handle leads to the inode, and this was the name we know. */
-    if (is_last_link(victim) || inode->handle == NULL) backing_pin(worker->mirror, inode);
-}
-
-static void went(struct worker *worker, struct victim *victim) {
-    if (victim->tested.inode != NULL && is_last_link(victim)) inode_gone(worker->mirror, victim->tested.inode);
+    struct statx now;
+    if (victim->kept < 0 || stat_at(victim->kept, "", &now)) now.stx_nlink = victim->attributes.stx_nlink - 1;
+    bool last = now.stx_nlink == 0 || S_ISDIR(victim->attributes.stx_mode);
+    /* One link of several: pin only if no file handle leads to the inode, and this was perhaps the name we know. */
+    if (victim->kept >= 0 && (last || inode->handle == NULL)) backing_pin(worker->mirror, inode);
+    if (last) inode_gone(worker->mirror, inode);
 }
 
 /* The window between test and system call, widened on purpose in a test build. */
@@ -151,7 +154,7 @@ void op_rmdir(struct worker *worker, const struct request *request) { remove_nam
 static int rename_names(struct worker *worker, const struct request *request, struct victim *from, struct victim *to,
                         unsigned flags) {
     /* A whiteout is a new inode, and belongs to the requester. */
-    int error = flags & RENAME_WHITEOUT ? become(worker, request->header) : 0;
+    int error = flags & RENAME_WHITEOUT ? become(worker, request->header) : become_if_able(worker, request->header);
     if (!error && syscall(SYS_renameat2, from->parent_fd, from->name, to->parent_fd, to->name, flags)) error = errno;
     become_server(worker);
     return error;
@@ -168,7 +171,7 @@ static void renamed(struct worker *worker, struct victim *from, struct victim *t
 void op_rename(struct worker *worker, const struct request *request) {
     const struct fuse_rename2_in *in = request->argument; /* newdir comes first in the older form, too */
     unsigned flags = request->header->opcode == FUSE_RENAME2 ? in->flags : 0;
-    struct victim from, to = {.parent_fd = -1};
+    struct victim from, to = {.parent_fd = -1, .kept = -1};
     int error = victim_open(worker, &from, request->header->nodeid, request->name);
     if (!error) error = victim_open(worker, &to, in->newdir, request->second_name);
     if (error == ENOENT && from.exists && to.parent_fd >= 0) error = 0; /* a new name */

@@ -1,10 +1,10 @@
 /*
  * The requester: doing something as the user who asked for it.
  *
- * The server's privileges never serve a requester. What creates runs with the requester's fsuid, fsgid and umask, so
- * that a new file never belongs to anybody else. What writes runs with the requester's fsuid and, where the kernel
- * says so, without CAP_FSETID (else setuid bits would survive a stranger's write), and always without
- * CAP_SYS_RESOURCE unless root asks (else reserved blocks and quotas would be bypassed).
+ * The server's privileges never serve a requester. Whatever may need a block on the disk runs with the requester's
+ * fsuid and fsgid and without CAP_SYS_RESOURCE (else reserved blocks and quotas would be bypassed); what creates,
+ * with the requester's umask too, so that a new file never belongs to anybody else. What writes runs without
+ * CAP_FSETID as well (else setuid bits would survive a stranger's write). Root keeps both, as it would there.
  *
  * The calls are raw: ids and capabilities belong to the thread, and glibc's wrappers would change every thread.
  */
@@ -17,12 +17,13 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
-static int change_capabilities(bool strip) {
+enum { RESERVE = 1u << CAP_SYS_RESOURCE, SETID = 1u << CAP_FSETID }; /* both lie in the first word */
+
+static int change_capabilities(unsigned without) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
     struct __user_cap_data_struct sets[2];
     if (syscall(SYS_capget, &header, sets)) return errno;
-    const unsigned removed = 1u << CAP_FSETID | 1u << CAP_SYS_RESOURCE; /* both lie in the first word */
-    sets[0].effective = strip ? sets[0].effective & ~removed : sets[0].permitted;
+    sets[0].effective = sets[0].permitted & ~without;
     sets[1].effective = sets[1].permitted;
     return syscall(SYS_capset, &header, sets) ? errno : 0;
 }
@@ -72,8 +73,22 @@ static int take_ids(struct worker *worker, uid_t uid, gid_t gid) {
     return 0;
 }
 
+static int give_up(struct worker *worker, unsigned capabilities) {
+    if (!worker->mirror->settings.privileged || (worker->given_up & capabilities) == capabilities) return 0;
+    worker->given_up |= capabilities;
+    int error = change_capabilities(worker->given_up);
+    if (error) become_server(worker);
+    return error;
+}
+
 int become(struct worker *worker, const struct fuse_in_header *header) {
-    return take_ids(worker, header->uid, header->gid);
+    int error = take_ids(worker, header->uid, header->gid);
+    return error || header->uid == 0 ? error : give_up(worker, RESERVE);
+}
+
+/* For what an unprivileged server may do for others, because the kernel has checked that they may. */
+int become_if_able(struct worker *worker, const struct fuse_in_header *header) {
+    return worker->mirror->settings.privileged ? become(worker, header) : 0;
 }
 
 int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t mask) {
@@ -85,35 +100,24 @@ int become_creator(struct worker *worker, const struct fuse_in_header *header, m
     return error;
 }
 
-static int strip_capabilities(struct worker *worker) {
-    if (!worker->mirror->settings.privileged || worker->stripped) return 0;
-    int error = change_capabilities(true);
-    if (error) {
-        become_server(worker);
-        return error;
-    }
-    worker->stripped = true;
-    return 0;
-}
-
 int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip) {
     int error = become(worker, header);
     if (error) return error;
-    /* Root's own writes may use the reserve and keep setuid bits, as they would on the backing filesystem. */
-    return strip || header->uid != 0 ? strip_capabilities(worker) : 0;
+    /* Root's own writes keep setuid bits, as they would on the backing filesystem. */
+    return strip || header->uid != 0 ? give_up(worker, SETID) : 0;
 }
 
-/* One backing id serves all openers of an inode, so it is opened as somebody without any claim: 65534 is "nobody". */
+/* Somebody without any claim. Not 65534: filesystems are made with a reserve for "nobody" (resuid=65534). */
 int become_nobody(struct worker *worker) {
     if (!worker->mirror->settings.privileged) return 0;
-    int error = take_ids(worker, 65534, 65534);
-    return error ? error : strip_capabilities(worker);
+    int error = take_ids(worker, (uid_t)-2, (gid_t)-2);
+    return error ? error : give_up(worker, RESERVE | SETID);
 }
 
 void become_server(struct worker *worker) {
-    if (worker->stripped) {
-        if (change_capabilities(false)) abort(); /* raising what is permitted cannot fail */
-        worker->stripped = false;
+    if (worker->given_up) {
+        if (change_capabilities(0)) abort(); /* raising what is permitted cannot fail */
+        worker->given_up = 0;
     }
     if (worker->fsuid != worker->own_uid) {
         if (set_fsuid(worker->own_uid)) abort(); /* going on as a stranger would be worse */

@@ -57,14 +57,34 @@ static int get(struct worker *worker, const struct request *request, const char 
     return reply_value(worker, request, getxattr(path, request->name, worker->out, room(request)));
 }
 
+/* The names without those that only root is shown; the size of what is left. */
+static size_t without_trusted(char *names, size_t size) {
+    char *to = names;
+    for (const char *at = names, *end = names + size; at < end;) {
+        size_t length = strlen(at) + 1;
+        if (strncmp(at, "trusted.", 8) != 0) {
+            memmove(to, at, length);
+            to += length;
+        }
+        at += length;
+    }
+    return (size_t)(to - names);
+}
+
 static int list(struct worker *worker, const struct request *request, const char *path) {
-    return reply_value(worker, request, listxattr(path, worker->out, room(request)));
+    const struct fuse_getxattr_in *in = request->argument;
+    ssize_t size = listxattr(path, worker->out, BODY_MAX);
+    if (size > 0 && request->header->uid != 0) size = (ssize_t)without_trusted(worker->out, (size_t)size);
+    if (in->size != 0 && size > (ssize_t)in->size) return ERANGE;
+    return reply_value(worker, request, size);
 }
 
 static int set(struct worker *worker, const struct request *request, const char *path) {
     const struct fuse_setxattr_in *in = request->argument;
-    (void)worker;
-    if (setxattr(path, request->name, request->data, request->data_size, (int)in->flags)) return errno;
+    int error = become_if_able(worker, request->header);
+    if (!error && setxattr(path, request->name, request->data, request->data_size, (int)in->flags)) error = errno;
+    become_server(worker);
+    if (error) return error;
     if (in->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) { /* the requester is not in the file's group */
         struct stat status;
         if (stat(path, &status)) return errno;

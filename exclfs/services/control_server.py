@@ -283,9 +283,9 @@ class _Conversation:
             return (await self._keeper.unlock(call.id, requester=requester, break_it=call.break_it),)
         found = await self._find(call.object, passed)
         holds = self._keeper.registry.on(found.inode)
-        chosen = [hold for hold in holds if call.break_it or hold.holder.process.uid == self.peer.uid]
+        chosen = [hold for hold in holds if call.break_it or self._keeper.is_own(hold, requester)]
         if holds and not chosen:
-            raise NotPermitted(f"{quoted(found.path)} is held by {_names(holds)}, and none of these holds is yours")
+            raise NotPermitted(f"{quoted(found.path)} is held by {_names(holds)}, and none of these holds is yours; --break ends them")
         released: list[Hold] = []
         refused: NotPermitted | None = None
         for hold in chosen:

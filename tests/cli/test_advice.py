@@ -23,12 +23,12 @@ HOLD = Hold(
     flags=DEFAULT,
     holder=Holder("worker", Process(42, 1000, comm="python3", user="alice", container="docker:0123456789ab")),
     reason="being\u202eserved",
-    since=datetime(2026, 11, 22, 13, 2, 15, tzinfo=UTC),
+    since=datetime(2020, 11, 22, 13, 2, 15, tzinfo=UTC),
     ends=(Unmount(),),
 )
 
 EXAMPLES = [
-    (holds.Held(HOLD), 3, ["worker", "pid 42", "alice", "docker:0123456789ab", "2026", "exclfs release h7"]),
+    (holds.Held(HOLD), 3, ["worker", "pid 42", "alice", "docker:0123456789ab", "2020-11-22", "exclfs release h7"]),
     (holds.NoSuchHold("h9"), 1, ["h9", "exclfs holds"]),
     (holds.Gone(), 2, ["removed"]),
     (holds.NotPermitted("this inode is not yours"), 5, ["this inode is not yours"]),

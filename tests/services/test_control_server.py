@@ -187,6 +187,12 @@ def descriptors_open() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def hung_up(client: Client) -> bool:
+    poll = select.poll()
+    poll.register(client.stream.socket.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 async def descriptors_with(client: Client) -> int:
     """How many descriptors there are once the server has met this client."""
     await client.call("org.exclfs.Status")
@@ -453,6 +459,12 @@ async def test_a_descriptor_of_another_mount_is_refused(server: Running, client:
     await server.until(lambda: descriptors_open() == before)
 
 
+async def test_descriptors_are_closed_when_the_call_is_over(server: Running, client: Client, top: Path) -> None:
+    before = await descriptors_with(client)
+    await client.hold(top / "a", top / "b")
+    await server.until(lambda: descriptors_open() == before)
+
+
 @pytest.mark.parametrize("data", [b"garbage\0", b'{"method":"org.exclfs.Status"}\0', b'{"method":1}\0'])
 async def test_descriptors_that_nobody_wants_are_closed(server: Running, top: Path, data: bytes) -> None:
     before = descriptors_open()
@@ -585,6 +597,23 @@ async def test_garbage_gets_one_error_and_the_end(
     await bad.stream.aclose()
     assert "error" not in await client.call("org.exclfs.Status")
     assert server.refusing("a") == ["tester"]
+
+
+async def test_who_reads_late_still_finds_the_error_and_the_end(server: Running) -> None:
+    before = descriptors_open()
+    bad = await Client.connect(server.socket)
+
+    async def send() -> None:
+        with suppress(trio.BrokenResourceError):
+            await bad.stream.send_all(b"x" * 10_000_000)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        # The server has hung up, and all that is left of the connection is the client's own end.
+        await server.until(lambda: hung_up(bad) and descriptors_open() == before + 1)
+    assert (await bad.receive())["error"] == "org.exclfs.ProtocolError"
+    await bad.ended()
+    await bad.stream.aclose()
 
 
 async def test_a_thousand_connections_of_one_user(server: Running, top: Path) -> None:
