@@ -21,6 +21,7 @@ echo "sanitize: building exclfs with $flags"
 CFLAGS="-g -fno-omit-frame-pointer $flags" LDFLAGS="$flags" \
     .venv/bin/python -m pip --disable-pip-version-check install --no-deps --no-cache-dir \
     --target "$build/site" "$build/source" >"$build/build.log" 2>&1 || { cat "$build/build.log" >&2; exit 1; }
+PYTHONPATH="$build/site" .venv/bin/python -P -c "import exclfs; assert exclfs.__file__.startswith('$build'), exclfs"
 
 # CPython frees little at its end: a leak report would be about the interpreter. TSan cannot place its shadow memory
 # under the address randomisation of newer kernels, hence setarch -R; the interpreter itself is not instrumented.

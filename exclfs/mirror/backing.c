@@ -206,32 +206,21 @@ void backing_put(struct mirror *mirror, struct inode *inode) {
     pthread_mutex_unlock(&mirror->budget.lock);
 }
 
-static int pin(struct mirror *mirror, struct inode *inode) { /* under the lock */
-    if (inode->fd_pinned) return 0;
+static void pin(struct mirror *mirror, struct inode *inode) { /* under the lock */
+    if (inode->fd_pinned) return;
     unlink_from_order(mirror, inode);
     inode->fd_pinned = true;
     atomic_fetch_add(&mirror->budget.pinned, 1);
-    return 1;
 }
 
 int backing_pin(struct mirror *mirror, struct inode *inode) {
     int fd = backing_get(mirror, inode);
     if (fd < 0) return fd;
     pthread_mutex_lock(&mirror->budget.lock);
-    int newly = pin(mirror, inode);
+    pin(mirror, inode);
     inode->fd_users--;
     pthread_mutex_unlock(&mirror->budget.lock);
-    return newly;
-}
-
-void backing_unpin(struct mirror *mirror, struct inode *inode) {
-    pthread_mutex_lock(&mirror->budget.lock);
-    if (inode->fd_pinned) {
-        inode->fd_pinned = false;
-        atomic_fetch_sub(&mirror->budget.pinned, 1);
-        put_newest(mirror, inode);
-    }
-    pthread_mutex_unlock(&mirror->budget.lock);
+    return 0;
 }
 
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd) {

@@ -265,9 +265,7 @@ void backing_destroy(struct mirror *mirror);
 int backing_get(struct mirror *mirror, struct inode *inode); /* an O_PATH descriptor, or -errno */
 void backing_put(struct mirror *mirror, struct inode *inode);
 void backing_drop(struct mirror *mirror, struct inode *inode); /* at the inode's end */
-/* Keeps a descriptor until FORGET: 1, or 0 if that is done already, or -errno. */
-int backing_pin(struct mirror *mirror, struct inode *inode);
-void backing_unpin(struct mirror *mirror, struct inode *inode); /* after all, its name has not gone */
+int backing_pin(struct mirror *mirror, struct inode *inode);   /* keep a descriptor until FORGET; 0 or -errno */
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd); /* pin this one, which we own */
 int backing_reopen(struct mirror *mirror, int fd, int flags);  /* a real descriptor for an O_PATH one */
 int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes);

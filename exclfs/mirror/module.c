@@ -1,14 +1,16 @@
 /*
  * The Python face of the mirror: exclfs.mirror._mirror.
  *
- * Thin: it converts values and errors. Every call that can wait releases the interpreter. Errors are OSError with the
- * errno; exclfs/mirror/__init__.py makes them typed.
+ * Thin: it converts values and errors. Every call that can wait releases the interpreter, and stop() waits for those
+ * that are at work before it frees what they work on. Errors are OSError with the errno; exclfs/mirror/__init__.py
+ * makes them typed.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "mirror.h"
 
+#include <linux/magic.h>
 #include <linux/openat2.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,11 +18,20 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 
 typedef struct {
     PyObject_HEAD
     struct mirror *mirror;
+    unsigned calls; /* that are at work in the mirror without the interpreter's lock, under which this is counted */
 } MirrorObject;
+
+#define BEGIN_WORK(self) \
+    (self)->calls++;     \
+    Py_BEGIN_ALLOW_THREADS
+#define END_WORK(self)   \
+    Py_END_ALLOW_THREADS \
+    (self)->calls--;
 
 static PyObject *os_error(int error) {
     errno = error < 0 ? -error : error;
@@ -29,12 +40,13 @@ static PyObject *os_error(int error) {
 
 /* ---- making and ending ---------------------------------------------------------------------------------- */
 
+/* Also what was made by half: in glibc a lock of zeros is one that can be destroyed. */
 static void mirror_free(struct mirror *mirror) {
-    channel_stop(mirror);
-    questions_stop(mirror);
     inodes_destroy(mirror);
+    questions_destroy(mirror);
     backing_destroy(mirror);
     locks_destroy(mirror);
+    sem_destroy(&mirror->begun);
     if (mirror->finished >= 0) close(mirror->finished);
     if (mirror->proc_self_fd >= 0) close(mirror->proc_self_fd);
     free(mirror);
@@ -55,10 +67,17 @@ static bool handles_work(struct mirror *mirror) {
     return true;
 }
 
+/* On overlayfs a file that is copied up to be written has a new birth time, and is the same file. */
+static bool births_count(struct mirror *mirror) {
+    struct statfs filesystem;
+    return fstatfs(mirror->source, &filesystem) == 0 && filesystem.f_type != OVERLAYFS_SUPER_MAGIC;
+}
+
 static int mirror_root(struct mirror *mirror) {
     struct statx attributes;
     int error = stat_at(mirror->source, "", &attributes);
     if (error) return error;
+    mirror->births = births_count(mirror);
     atomic_store(&mirror->handles, mirror->settings.privileged && handles_work(mirror));
     mirror->root = inode_seen(mirror, NULL, "", mirror->source, &attributes, 1);
     if (mirror->root == NULL) return -ENOMEM;
@@ -73,15 +92,17 @@ static int mirror_new(struct mirror **made, int source, int device, int channel,
     mirror->source = source;
     mirror->device = device;
     atomic_store(&mirror->passthrough, settings.passthrough);
+    mirror->questions.wake = -1;
     mirror->finished = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int error = mirror->finished < 0 || mirror->proc_self_fd < 0 ? -errno : 0;
+    int error = mirror->finished < 0 || mirror->proc_self_fd < 0 || sem_init(&mirror->begun, 0, 0) ? -errno : 0;
     if (!error) error = locks_init(mirror);
     if (!error) error = backing_init(mirror);
     if (!error) error = inodes_init(mirror);
     if (!error) error = questions_init(mirror, channel);
     if (!error) error = mirror_root(mirror);
-    *made = mirror; /* what little an error leaves goes with the process: it cannot serve */
+    if (error) mirror_free(mirror);
+    else *made = mirror;
     return error;
 }
 
@@ -90,6 +111,10 @@ static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywor
                             "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   NULL};
     int source, device, channel, passthrough, ask_always, privileged;
     struct settings settings;
+    if (self->mirror != NULL) {
+        PyErr_SetString(PyExc_ValueError, "a mirror is made once");
+        return -1;
+    }
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIppp", names, &source, &device, &channel,
                                      &settings.entry_timeout, &settings.attr_timeout, &settings.decision_timeout,
                                      &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged))
@@ -105,12 +130,24 @@ static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywor
     return 0;
 }
 
-static void Mirror_dealloc(MirrorObject *self) {
-    if (self->mirror != NULL && self->mirror->started) {
+static void end(MirrorObject *self) {
+    struct mirror *mirror = self->mirror;
+    self->mirror = NULL;
+    if (mirror == NULL) return;
+    Py_BEGIN_ALLOW_THREADS
+    channel_stop(mirror);
+    questions_stop(mirror); /* thaws the words that a call may be waiting for */
+    Py_END_ALLOW_THREADS
+    while (self->calls > 0) {
         Py_BEGIN_ALLOW_THREADS
-        mirror_free(self->mirror);
+        usleep(1000);
         Py_END_ALLOW_THREADS
     }
+    mirror_free(mirror);
+}
+
+static void Mirror_dealloc(MirrorObject *self) {
+    end(self);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -124,20 +161,17 @@ static PyObject *Mirror_start(MirrorObject *self, PyObject *ignored) {
     (void)ignored;
     struct mirror *mirror = running(self);
     if (mirror == NULL) return NULL;
-    int error = channel_start(mirror);
+    int error;
+    BEGIN_WORK(self)
+    error = channel_start(mirror);
+    END_WORK(self)
     if (error) return os_error(error);
     Py_RETURN_NONE;
 }
 
 static PyObject *Mirror_stop(MirrorObject *self, PyObject *ignored) {
     (void)ignored;
-    struct mirror *mirror = self->mirror;
-    self->mirror = NULL;
-    if (mirror != NULL) {
-        Py_BEGIN_ALLOW_THREADS
-        mirror_free(mirror);
-        Py_END_ALLOW_THREADS
-    }
+    end(self);
     Py_RETURN_NONE;
 }
 
@@ -165,13 +199,13 @@ static PyObject *Mirror_set_word(MirrorObject *self, PyObject *arguments) {
     int wait, error = -ESTALE;
     struct mirror *mirror = running(self);
     if (mirror == NULL || !PyArg_ParseTuple(arguments, "KIp", &nodeid, &word, &wait)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WORK(self)
     struct inode *inode = inode_by_nodeid(mirror, nodeid);
     if (inode != NULL) {
         error = word_set(mirror, inode, word, wait);
         inode_put(mirror, inode);
     }
-    Py_END_ALLOW_THREADS
+    END_WORK(self)
     if (error) return os_error(error);
     Py_RETURN_NONE;
 }
@@ -194,13 +228,13 @@ static PyObject *Mirror_attributes(MirrorObject *self, PyObject *argument) {
     if (mirror == NULL || PyErr_Occurred()) return NULL;
     struct statx attributes;
     int error = -ESTALE;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WORK(self)
     struct inode *inode = inode_by_nodeid(mirror, nodeid);
     if (inode != NULL) {
         error = backing_stat(mirror, inode, &attributes);
         inode_put(mirror, inode);
     }
-    Py_END_ALLOW_THREADS
+    END_WORK(self)
     if (error) return os_error(error);
     return Py_BuildValue("(IIII)", attributes.stx_uid, attributes.stx_gid, (unsigned)attributes.stx_mode,
                          attributes.stx_nlink);
@@ -217,7 +251,7 @@ static int search_path(void *argument) {
     const struct path_search *search = argument;
     struct open_how how = {
         .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
     };
     int fd = (int)syscall(SYS_openat2, search->source, search->path, &how, sizeof how);
     return fd < 0 ? -errno : fd;
@@ -266,7 +300,7 @@ static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
     struct path_search search = {mirror->source, *path ? path : "."};
     struct inode *inode = NULL;
     int error = 0;
-    Py_BEGIN_ALLOW_THREADS
+    BEGIN_WORK(self)
     int fd = run_as(uid, gid, groups, (size_t)count, search_path, &search);
     struct statx seen;
     error = fd < 0 ? fd : stat_at(fd, "", &seen);
@@ -276,13 +310,10 @@ static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
         if (inode == NULL || !same_key(inode->key, key_of(&seen)) || !same_birth(inode, &seen)) error = -ESTALE;
     }
     if (fd >= 0) close(fd);
-    Py_END_ALLOW_THREADS
+    if (error && inode != NULL) inode_put(mirror, inode);
+    END_WORK(self)
     free(groups);
-    if (error) {
-        if (inode != NULL) inode_put(mirror, inode);
-        return os_error(error);
-    }
-    return inode_tuple(inode);
+    return error ? os_error(error) : inode_tuple(inode);
 }
 
 static PyObject *Mirror_release(MirrorObject *self, PyObject *argument) {

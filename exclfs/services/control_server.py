@@ -283,9 +283,9 @@ class _Conversation:
             return (await self._keeper.unlock(call.id, requester=requester, break_it=call.break_it),)
         found = await self._find(call.object, passed)
         holds = self._keeper.registry.on(found.inode)
-        chosen = [hold for hold in holds if call.break_it or self._keeper.is_own(hold, requester)]
-        if holds and not chosen:
-            raise NotPermitted(f"{quoted(found.path)} is held by {_names(holds)}, and none of these holds is yours; --break ends them")
+        own = [hold for hold in holds if self._keeper.is_own(hold, requester)]
+        # Where none is the caller's, the keeper says of the first why not.
+        chosen = holds if call.break_it else own or holds[:1]
         released: list[Hold] = []
         refused: NotPermitted | None = None
         for hold in chosen:
@@ -338,5 +338,3 @@ class _Conversation:
         return await self._objects.find(object, self.peer, passed, self._descriptors, self._after_the_call)
 
 
-def _names(holds: Sequence[Hold]) -> str:
-    return ", ".join(dict.fromkeys(hold.holder.name for hold in holds))
