@@ -155,9 +155,9 @@ class _Server:
                 trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
                 self._questions.open(self._policy()),
             ):
+                self._start_mirror()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(session.serve)
-                    self._mirror.start()
                     # From a thread: this one must not wait for its own mount.
                     await trio.to_thread.run_sync(os.stat, self._settled.mountpoint)
                     nursery.start_soon(self._control_server().serve, self._control.listener)
@@ -169,6 +169,12 @@ class _Server:
             with trio.CancelScope(shield=True):
                 await self._control.close()
                 await self._take_away()
+
+    def _start_mirror(self) -> None:
+        try:
+            self._mirror.start()
+        except OSError as error:
+            raise MountFailed(f"the threads that would serve cannot begin: {error.strerror}") from error
 
     async def _until_the_end(self, signals: AsyncIterator[int]) -> None:
         async with trio.open_nursery() as nursery:
