@@ -27,8 +27,9 @@ PYTHONPATH="$build/site" .venv/bin/python -P -c "import exclfs; assert exclfs.__
 # under the address randomisation of newer kernels, hence setarch -R; the interpreter itself is not instrumented.
 EXCLFS_TEST_PRELOAD=$(gcc -print-file-name=$runtime)
 export EXCLFS_TEST_PRELOAD EXCLFS_TEST_PYTHONPATH="$build/site"
+# libubsan overwrites the common options of libasan with its own: both get the same.
 export ASAN_OPTIONS="detect_leaks=0:log_path=$build/findings/asan"
-export UBSAN_OPTIONS="print_stacktrace=1:log_path=$build/findings/ubsan"
+export UBSAN_OPTIONS="print_stacktrace=1:$ASAN_OPTIONS"
 export TSAN_OPTIONS="halt_on_error=0:second_deadlock_stack=1:die_after_fork=0:log_path=$build/findings/tsan"
 status=0
 setarch -R .venv/bin/pytest -q -m mount "$@" || status=$?

@@ -29,7 +29,7 @@ T = TypeVar("T")
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_FS = 0x200
 SETGROUPS, SETRESGID, SETRESUID = {"x86_64": (116, 119, 117), "aarch64": (159, 149, 147)}[platform.machine()]
-AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH = -100, 0x100, 0x1000
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 
 
@@ -64,6 +64,11 @@ def check(result: int) -> int:
 def rename2(source: str, target: str, flags: int) -> None:
     """renameat2(2)."""
     check(LIBC.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags))
+
+
+def link_descriptor(fd: int, name: str) -> None:
+    """Gives a file without a name its first one."""
+    check(LIBC.linkat(AT_FDCWD, b"/proc/self/fd/%d" % fd, AT_FDCWD, os.fsencode(name), AT_SYMLINK_FOLLOW))
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -189,7 +194,8 @@ class Twins:
     def both(self, work: Callable[[], Any], user: User = ROOT) -> Any:
         """The user does this in both, with the same outcome (value or errno), which is returned."""
         expected = outcome_of(user, work, self.shadow)
-        assert outcome_of(user, work, self.mount) == expected
+        outcome = outcome_of(user, work, self.mount)
+        assert outcome == expected, f"{user.name}: {outcome!r} on the mount, {expected!r} beside it"
         return expected
 
     def succeed(self, work: Callable[[], Any], user: User = ROOT) -> Any:
@@ -201,8 +207,14 @@ class Twins:
     def must_be_equal(self) -> None:
         """Both directories show the same, and so does the backing tree."""
         expected = snapshot(self.shadow)
-        assert snapshot(self.mount) == expected
-        assert snapshot(self.behind) == expected
+        for place in (self.mount, self.behind):
+            found = snapshot(place)
+            differing = {
+                name: (found.get(name), expected.get(name))
+                for name in found.keys() | expected.keys()
+                if found.get(name) != expected.get(name)
+            }
+            assert not differing, f"in {place}, not as beside it: {differing}"
 
     def touched(self, work: Callable[[], Any], names: Iterable[str], user: User = ROOT) -> set[tuple[str, str]]:
         """Which times of which names the work changes: the same in both; returned."""

@@ -121,6 +121,7 @@ int request_parse(const void *message, size_t size, struct request *request) {
     }
     }
     if (request->name == NULL) return EINVAL;
-    if (opcode == FUSE_GETXATTR || opcode == FUSE_REMOVEXATTR) return 0;
+    /* The name of an xattr is text, and that of a file without a name is "/": nobody looks at it. */
+    if (opcode == FUSE_GETXATTR || opcode == FUSE_REMOVEXATTR || opcode == FUSE_TMPFILE) return 0;
     return is_component(request->name, opcode == FUSE_LOOKUP) ? 0 : EINVAL;
 }

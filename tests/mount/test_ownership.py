@@ -8,11 +8,12 @@ import socket
 import stat
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
-from twins import ALICE, BOB, CAROL, ROOT, SHARED, Twins, User, acl_for, as_user
+from twins import ALICE, BOB, CAROL, ROOT, SHARED, Twins, User, acl_for, as_user, link_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ def make_socket(name: str) -> None:
 def make_unnamed(name: str) -> None:
     fd = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o666)
     try:
-        os.link(f"/proc/self/fd/{fd}", name, follow_symlinks=True)
+        link_descriptor(fd, name)
     finally:
         os.close(fd)
 
@@ -110,12 +111,12 @@ def test_setfacl_gives_and_takes_rights(twins: Twins) -> None:
         facl("-m", f"u:{CAROL.uid}:r", "secret")
 
     twins.setup(secret)
-    assert twins.both(lambda: open("secret").read(), CAROL) == ""
-    assert twins.both(lambda: open("secret").read(), BOB) == "EACCES"
-    assert twins.both(lambda: open("secret", "w").close(), CAROL) == "EACCES"
+    assert twins.both(Path("secret").read_text, CAROL) == ""
+    assert twins.both(Path("secret").read_text, BOB) == "EACCES"
+    assert twins.both(lambda: Path("secret").write_text("no"), CAROL) == "EACCES"
     twins.must_be_equal()
     twins.setup(lambda: facl("-b", "secret"))
-    assert twins.both(lambda: open("secret").read(), CAROL) == "EACCES"
+    assert twins.both(Path("secret").read_text, CAROL) == "EACCES"
     twins.must_be_equal()
 
 

@@ -1,0 +1,123 @@
+"""The program as people run it: `exclfs …` in a process of its own, against real mounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from exclfs.holds.flags import Flags
+from harness import default_options, mounts_now, server_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+EXCLFS = [sys.executable, "-m", "exclfs.cli"]
+
+
+def exclfs(*arguments: object, status: int | None = 0, **named: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `exclfs` to its end, and expects this exit code (None: any) and never a traceback."""
+    done = subprocess.run(
+        [*EXCLFS, *map(str, arguments)], capture_output=True, text=True, errors="surrogateescape", check=False, **named
+    )
+    assert status in (None, done.returncode), f"exit code {done.returncode}: {done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def started(*arguments: object, **named: Any) -> subprocess.Popen[str]:
+    """Begins `exclfs`, with pipes to its stdout and stderr."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*EXCLFS, *map(str, arguments)], **{**pipes, **named})
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a command has to say when it fails."""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, f"{len(lines)} lines: {done.stderr!r}"
+    assert lines[0].startswith("exclfs: "), lines[0]
+    assert done.stderr.endswith("\n")
+    assert done.stdout == ""
+    return lines[0].removeprefix("exclfs: ")
+
+
+def document(*arguments: object, status: int = 0) -> dict[str, Any]:
+    """What a command says with --json: one document on one line, version 1."""
+    said = exclfs(*arguments, "--json", status=status).stdout
+    assert said.count("\n") == 1, said
+    told: dict[str, Any] = json.loads(said)
+    assert told.pop("version") == 1
+    return told
+
+
+def run_options() -> list[str]:
+    """What every mount of this run is started with (EXCLFS_TEST_OPTIONS), as words of the command line."""
+    words = [name if value is True else f"{name}={value}" for name, value in default_options().items()]
+    return ["-o", ",".join(words)] if words else []
+
+
+@contextmanager
+def mounted_by_program(source: Path, mountpoint: Path, *more: object) -> Iterator[dict[str, Any]]:
+    """Mounts with `exclfs mount` (logging to a file beside SRC), gives what it says, and takes the mount away."""
+    log = source.parent / f"{mountpoint.name}.log"
+    options = [*run_options(), *more] if "--log" in more else [*run_options(), "--log", log, *more]
+    done = exclfs("mount", source, mountpoint, *options, "--json", env=server_environment())
+    told = json.loads(done.stdout)
+    pidfd = os.pidfd_open(told["pid"])
+    try:
+        yield told
+    finally:
+        if os.fsencode(mountpoint) in mounts_now():
+            subprocess.run(["umount", "-l", str(mountpoint)], check=True)
+        wait_for_exit(pidfd)
+        os.close(pidfd)
+
+
+def wait_for_exit(pidfd: int) -> None:
+    """Waits until this process has exited; it need not be a child."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(30_000), "a process did not end"
+
+
+def is_text(value: object) -> bool:
+    """Whether this is how JSON tells a name: a string, or {"bytes": base64}."""
+    return isinstance(value, str) or (isinstance(value, dict) and list(value) == ["bytes"])
+
+
+def must_be_a_process(told: dict[str, Any], *also: str) -> None:
+    """The shape of DESIGN section 9: unknown is null, never left out."""
+    assert set(told) == {"pid", "comm", "exe", "uid", "user", "container", *also}
+    assert isinstance(told["pid"], int | None)
+    assert isinstance(told["uid"], int)
+    assert all(told[key] is None or is_text(told[key]) for key in ("comm", "exe", "user", "container"))
+
+
+def must_be_a_hold(told: dict[str, Any]) -> dict[str, Any]:
+    """The shape of DESIGN section 9, for `--json`, the socket and the xattrs alike."""
+    assert set(told) == {"id", "path", "dev", "inode", "flags", "holder", "reason", "since", "ends"}
+    assert isinstance(told["id"], str)
+    assert is_text(told["path"])
+    assert isinstance(told["dev"], int)
+    assert isinstance(told["inode"], int)
+    assert told["flags"]
+    assert set(told["flags"]) <= set(Flags.__members__)
+    must_be_a_process(told["holder"], "name")
+    assert isinstance(told["holder"]["name"], str)
+    assert isinstance(told["reason"], str)
+    assert told["since"].endswith("Z")
+    assert datetime.fromisoformat(told["since"]).utcoffset() is not None
+    assert told["ends"]
+    assert set(told["ends"]) <= {"connection", "unmount"}
+    return told
+
+
+def ids(holds: Sequence[dict[str, Any]]) -> list[str]:
+    """The ids of these holds, each of which has the right shape."""
+    return [must_be_a_hold(hold)["id"] for hold in holds]
