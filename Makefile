@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -49,9 +49,12 @@ tests: .venv/.exclfs-dev ## pytest; make tests ARGS='-k refusals'
 ask-always: .venv/.exclfs-dev ## the mounted tests with a verdict asked for everything
 	@EXCLFS_TEST_OPTIONS='{"ask_always": true}' $(BIN)/pytest -q -m mount $(ARGS)
 
-sanitize: .venv/.exclfs-dev ## the mounted tests under AddressSanitizer + UBSan, then ThreadSanitizer
+sanitize: .venv/.exclfs-dev ## tests/mirror and the mounted tests under AddressSanitizer + UBSan, then ThreadSanitizer
 	@scripts/sanitize.sh asan $(ARGS)
 	@scripts/sanitize.sh tsan $(ARGS)
+
+fuzz: ## libFuzzer on the mirror's request parser; make fuzz SECONDS=600
+	@scripts/fuzz.sh $(or $(SECONDS),60)
 
 clean: ## remove what make has made
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -41,6 +41,7 @@ from exclfs.wire.messages import Status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from exclfs.host.mounts import Mount
     from exclfs.services.listener import ControlSocket
 
     Ready = Callable[[dict[str, Any]], None]
@@ -69,7 +70,9 @@ def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
     with ExitStack() as stack:
         try:
             server = _build(settled, stack, foreground=foreground)
-        except (OSError, channel.MountRefused, AlreadyMounted) as error:
+        except OSError as error:
+            raise MountFailed(_worded(error)) from error
+        except (channel.MountRefused, AlreadyMounted) as error:
             raise MountFailed(str(error)) from error
         trio.run(server.serve, ready)
     return 0
@@ -102,7 +105,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
             privileged=os.geteuid() == 0,
         )
         stack.callback(mirror.stop)
-        control = open_control_socket(_device_of(settled.mountpoint))
+        control = open_control_socket(_mount_at(settled.mountpoint).st_dev)
     except BaseException:
         channel.detach(settled.mountpoint)
         raise
@@ -207,11 +210,13 @@ class _Server:
         )
 
     def _control_server(self) -> ControlServer:
+        mount = _mount_at(self._settled.mountpoint)
         objects = Objects(
             mirror=self._mirror,
             fuse_handle=fuse_handle,
             mountpoint=self._settled.mountpoint,
-            st_dev=_device_of(self._settled.mountpoint),
+            st_dev=mount.st_dev,
+            mount_id=mount.id,
         )
         return ControlServer(keeper=self._keeper, objects=objects, status=self._status, why=diagnosis.why)
 
@@ -240,6 +245,11 @@ class _Server:
         )
 
 
+def _worded(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
 def _raise_descriptor_limit() -> int:
     """Takes as many descriptors as there are to be had; gives their number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -251,13 +261,12 @@ def _threads() -> int:
     return max(LEAST_THREADS, 2 * len(os.sched_getaffinity(0)))
 
 
-def _device_of(mountpoint: str) -> int:
-    """st_dev of the files in the mount, from mountinfo: without asking the server, which is us."""
+def _mount_at(mountpoint: str) -> Mount:
+    """Our mount as mountinfo has it: without asking the server, which is us."""
     mount = mounts.at(mountpoint)
     if mount is None:
         raise FileNotFoundError(errno.ENOENT, "the mount is not there any more", mountpoint)
-    major, minor = mount.device.split(":")
-    return os.makedev(int(major), int(minor))
+    return mount
 
 
 def _leave_stderr() -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FUSE_DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = "/etc/fuse.conf"
 MOST_THREADS: Final = 64
+LOG_SERVICES: Final = frozenset({"journal", "syslog", "stderr"})
+"""Where a log can go that is no file."""
 
 
 @frozen
@@ -285,12 +287,12 @@ def _nearest(name: str) -> str | None:
 
 
 def check(options: MountOptions) -> MountOptions:
-    """The same options, made ready for the server: both paths real and absolute, and in place with what it inherits.
+    """The same options, made ready for the server: all paths real and absolute, and in place with what it inherits.
 
     A stale mountpoint (ENOTCONN) is not cleared here: whoever mounts clears it first.
 
     Raises:
-        SourceUnusable, MountpointUnusable, Nested, AlreadyMounted, NotAllowed: see there.
+        SourceUnusable, MountpointUnusable, Nested, AlreadyMounted, NotAllowed, BadOption: see there.
     """
     _fuse_is_there()
     source = _real_source(options.source)
@@ -304,7 +306,7 @@ def check(options: MountOptions) -> MountOptions:
         raise Nested(source, mountpoint, mountpoint)
     if options.allow_other and os.geteuid() != 0 and not _user_allow_other():
         raise NotAllowed(f"allow_other needs the line user_allow_other in {FUSE_CONF}")
-    settled = evolve(options, source=source, mountpoint=mountpoint)
+    settled = evolve(options, source=source, mountpoint=mountpoint, log=_real_log(options.log, mountpoint))
     if settled.in_place:
         return _with_flags_from_below(settled)
     _nothing_would_be_hidden(mountpoint)
@@ -340,6 +342,16 @@ def _real_mountpoint(path: str) -> str:
     if not stat.S_ISDIR(status.st_mode):
         raise MountpointUnusable(path, "is not a directory")
     return real
+
+
+def _real_log(log: str | None, mountpoint: str) -> str | None:
+    """The log's path as it is here: the server works in the root directory. One that is no file stays as it is."""
+    if log is None or log in LOG_SERVICES:
+        return log
+    path = os.path.join(os.path.realpath(os.path.dirname(log)), os.path.basename(log))
+    if _inside(path, mountpoint):
+        raise BadOption(f"log={log}", "would be inside the mount, and keep it busy")
+    return path
 
 
 def _reason(error: OSError) -> str:

@@ -4,6 +4,7 @@ Environment, for the runs of `make`:
     EXCLFS_TEST_OPTIONS     options that every mount gets, as JSON ({"ask_always": true})
     EXCLFS_TEST_PYTHONPATH  where the server finds exclfs (a build with sanitizers)
     EXCLFS_TEST_PRELOAD     LD_PRELOAD of the server (a sanitizer's runtime)
+    EXCLFS_TEST_CFLAGS      what every build of the mirror gets besides (-fsanitize=…)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from exclfs import options as mount_options
 from exclfs.host import mounts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 WARNED = re.compile(r"level=(warning|error|critical) event=(\S+)")
 SANITIZED = bool(os.environ.get("EXCLFS_TEST_PRELOAD"))
@@ -42,12 +44,12 @@ def default_options() -> dict[str, Any]:
 
 def server_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a server: this one's, with what a run with sanitizers needs."""
-    environment = {**os.environ, "EXCLFS_KEEP_STDERR": "1", **(extra or {})}
+    environment = {**os.environ, "EXCLFS_KEEP_STDERR": "1"}
     if path := os.environ.get("EXCLFS_TEST_PYTHONPATH"):
         environment["PYTHONPATH"] = path
     if preload := os.environ.get("EXCLFS_TEST_PRELOAD"):
         environment["LD_PRELOAD"] = preload
-    return environment
+    return {**environment, **(extra or {})}
 
 
 class Mounted:
@@ -126,8 +128,17 @@ class Mounted:
         assert not warnings, "the server warned:\n" + "\n".join(warnings)
 
 
-def start(directory: Path, *, environment: Mapping[str, str] | None = None, **options: Any) -> Mounted:
-    """Mounts `directory`/tree at `directory`/mnt (or `source` at `mountpoint`), and returns when it serves."""
+def start(
+    directory: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "exclfs.mount"),
+    **options: Any,
+) -> Mounted:
+    """Mounts `directory`/tree at `directory`/mnt (or `source` at `mountpoint`), and returns when it serves.
+
+    `program` is what Python runs: a test may put something around the server.
+    """
     source = Path(options.pop("source", directory / "tree"))
     mountpoint = Path(options.pop("mountpoint", directory / "mnt"))
     log, stderr = directory / "log", directory / "stderr"
@@ -141,7 +152,7 @@ def start(directory: Path, *, environment: Mapping[str, str] | None = None, **op
     reading, writing = os.pipe()
     with open(stderr, "wb") as complaints, open(reading, "rb") as answers:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "exclfs.mount", document, "--ready-fd", str(writing)],
+            [sys.executable, "-P", *program, document, "--ready-fd", str(writing)],
             stdin=subprocess.DEVNULL,
             stdout=complaints,
             stderr=complaints,
@@ -167,6 +178,7 @@ def build_variant(directory: Path, *defines: str) -> Path:
     sources = sorted(str(source) for source in (copy / "mirror").glob("*.c"))
     subprocess.run(
         ["cc", "-std=gnu11", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+        + shlex.split(os.environ.get("EXCLFS_TEST_CFLAGS", ""))
         + [f"-D{define}" for define in defines]
         + [f"-I{sysconfig.get_path('include')}", *sources, "-o", str(copy / "mirror" / f"_mirror{suffix}")],
         check=True,

@@ -7,16 +7,19 @@ import os
 import select
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from exclfs.holds.flags import Flags
-from harness import default_options, mounts_now, server_environment
+from harness import SANITIZED, default_options, mounts_now, server_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from harness import Mounted
 
 EXCLFS = [sys.executable, "-m", "exclfs.cli"]
 
@@ -67,7 +70,8 @@ def mounted_by_program(source: Path, mountpoint: Path, *more: object) -> Iterato
     """Mounts with `exclfs mount` (logging to a file beside SRC), gives what it says, and takes the mount away."""
     log = source.parent / f"{mountpoint.name}.log"
     options = [*run_options(), *more] if "--log" in more else [*run_options(), "--log", log, *more]
-    done = exclfs("mount", source, mountpoint, *options, "--json", env=server_environment())
+    # A sanitizer's server has an environment of its own; others are to have that of a user.
+    done = exclfs("mount", source, mountpoint, *options, "--json", env=server_environment() if SANITIZED else None)
     told = json.loads(done.stdout)
     pidfd = os.pidfd_open(told["pid"])
     try:
@@ -84,6 +88,15 @@ def wait_for_exit(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     assert poll.poll(30_000), "a process did not end"
+
+
+def logged(mounted: Mounted, event: str, *words: str) -> str:
+    """The last line of this event that has all these words. It waits for one: a log is written some time after."""
+    while True:
+        for line in reversed(mounted.log_lines(event)):
+            if all(word in line for word in words):
+                return line
+        time.sleep(0.01)
 
 
 def is_text(value: object) -> bool:

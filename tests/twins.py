@@ -76,6 +76,28 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     check(LIBC.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
 
+class Handle(ctypes.Structure):
+    """struct file_handle."""
+
+    _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128))
+
+
+def handle_of(path: Path) -> Handle:
+    """name_to_handle_at(2)."""
+    handle, mount = Handle(size=128), ctypes.c_int()
+    check(LIBC.name_to_handle_at(AT_FDCWD, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount), 0))
+    return handle
+
+
+def open_handle(anywhere: Path, handle: Handle, flags: int = os.O_RDONLY) -> int:
+    """open_by_handle_at(2), on the mount that `anywhere` is of."""
+    mount = os.open(anywhere, os.O_RDONLY)
+    try:
+        return check(LIBC.open_by_handle_at(mount, ctypes.byref(handle), flags))
+    finally:
+        os.close(mount)
+
+
 def acl(*entries: tuple[int, int, int]) -> bytes:
     """A POSIX ACL as its xattr: (tag, permissions, id)."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
@@ -101,13 +123,14 @@ def as_user(user: User, work: Callable[[], T], *, cwd: Path | None = None) -> T:
     def run() -> None:
         try:
             check(LIBC.unshare(CLONE_FS))
-            if cwd is not None:
-                os.chdir(cwd)
+            entered = cwd is None or entered_by_root(cwd)
             os.umask(user.umask)
             groups = (ctypes.c_uint32 * len(user.groups))(*user.groups)
             check(LIBC.syscall(SETGROUPS, len(user.groups), groups))
             check(LIBC.syscall(SETRESGID, user.gid, user.gid, user.gid))
             check(LIBC.syscall(SETRESUID, user.uid, user.uid, user.uid))
+            if cwd is not None and not entered:
+                os.chdir(cwd)
             outcome.append(work())
         except BaseException as error:
             raised.append(error)
@@ -118,6 +141,15 @@ def as_user(user: User, work: Callable[[], T], *, cwd: Path | None = None) -> T:
     if raised:
         raise raised[0]
     return outcome[0]
+
+
+def entered_by_root(directory: Path) -> bool:
+    """Goes there, unless it is on a mount of a user who lets nobody in."""
+    try:
+        os.chdir(directory)
+    except PermissionError:
+        return False
+    return True
 
 
 def outcome_of(user: User, work: Callable[[], Any], cwd: Path) -> Any:

@@ -36,7 +36,7 @@ def release(
     what
         A path in an exclfs mount, or the id of a hold.
     break_it
-        Somebody else's, too. Root, the mount's owner and the owner of the directory may; it is recorded.
+        Somebody else's, too. Root, the mount's owner and the holder's own user may; it is recorded.
     as_json
         Say as JSON what was released.
     """

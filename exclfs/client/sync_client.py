@@ -161,7 +161,7 @@ class Client:
         Args:
             hold: the hold or its id.
             path: what to let go of, if no hold is named.
-            break_it: somebody else's too; root, the mount's owner and the owner of the directory may do that.
+            break_it: somebody else's too; root, the mount's owner and the holder's own user may do that.
 
         Returns:
             The holds that were released.

@@ -16,6 +16,7 @@ from exclfs.holds import flags as hold_flags
 from exclfs.holds.errors import BadHold, NoSuchHold
 from exclfs.holds.holder import Holder
 from exclfs.holds.lifetime import Unmount
+from exclfs.host.names import printable
 from exclfs.wire.shapes import holds_document, refusals_document
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Xattrs:
         await self.keeper.trylock(
             [(inode, path)],
             flags=_flags(wish),
-            holder=Holder(wish.get("holder") or requester.comm or f"uid {requester.uid}", requester),
+            holder=Holder(wish.get("holder", _name_of(requester)), requester),
             reason=wish.get("reason", ""),
             ends=(Unmount(),),
             requester=requester,
@@ -138,6 +139,11 @@ def _read(value: bytes) -> dict[str, Any]:
         if key in wish and not isinstance(wish[key], kind):
             raise BadHold(f"{key!r} is not of the type that it has to be: {kind.__name__}")
     return dict(wish)
+
+
+def _name_of(requester: Process) -> str:
+    """The holder's name if it says none. A comm may hold anything (prctl(2), PR_SET_NAME); a name may not."""
+    return printable(requester.comm) if requester.comm else f"uid {requester.uid}"
 
 
 def _flags(wish: dict[str, Any]) -> hold_flags.Flags:

@@ -109,6 +109,12 @@ def at(mountpoint: str | os.PathLike[str] | bytes) -> Mount | None:
     return None
 
 
+def id_of(descriptor: int) -> int:
+    """The id of the mount through which this was opened: a bind mount has its own. Asks no filesystem."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as file:
+        return next(int(value) for name, value in _fields(file.read()) if name == "mnt_id")
+
+
 def is_stale(path: str | os.PathLike[str] | bytes) -> bool:
     """Whether this lies on a mount whose server is gone (ENOTCONN).
 
@@ -157,8 +163,7 @@ def _options(field: bytes) -> tuple[str, ...]:
 def _mount_of(path: bytes, flags: int) -> Mount:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
     try:
-        with open(f"/proc/self/fdinfo/{descriptor}") as file:
-            number = next(int(value) for name, value in _fields(file.read()) if name == "mnt_id")
+        number = id_of(descriptor)
         for mount in mounts():
             if mount.id == number:
                 return mount

@@ -13,12 +13,18 @@
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 
+/* How a file is opened, and by whom. */
+struct manner {
+    int flags;    /* those of a descriptor here */
+    bool appends; /* with O_APPEND */
+    bool roots;   /* by root */
+};
+
 struct open_file {
     struct inode *inode;
-    int flags;
+    struct manner how;
     atomic_int fd; /* -1 for passthrough, until something needs one */
     bool passthrough;
-    bool roots; /* opened by root */
 };
 
 static struct open_file *file_of(uint64_t fh) { return (struct open_file *)(uintptr_t)fh; }
@@ -32,7 +38,7 @@ static pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode
 static int32_t open_backing(struct worker *worker, int fd, bool as_root) {
     struct mirror *mirror = worker->mirror;
     struct exclfs_backing_map map = {.fd = fd};
-    if (!as_root && become_nobody(worker)) return -1;
+    if (!as_root && become_nobody(worker, true)) return -1;
     int id = ioctl(mirror->device, EXCLFS_IOC_BACKING_OPEN, &map), error = errno;
     become_server(worker);
     /* Without the privilege, or on a kernel without it, it will never work; a nested filesystem may just not have it. */
@@ -79,31 +85,47 @@ static void file_free(struct mirror *mirror, struct open_file *file) {
     free(file);
 }
 
-/* A file with the append-only attribute (chattr +a) is opened for writing with O_APPEND or not at all. */
-static int open_real(struct mirror *mirror, int path, int flags) {
-    int real = backing_reopen(mirror, path, flags);
-    if (real == -EPERM && (flags & O_ACCMODE) != O_RDONLY) real = backing_reopen(mirror, path, flags | O_APPEND);
-    return real;
+/* The kernel's own handle does O_DIRECT; the buffers of a worker are not aligned for it. Whether a write appends is
+ * said with each one: fcntl() can change it, and what was written to a mapping goes where it belongs. */
+static int server_flags(uint32_t flags) {
+    return (int)flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_NOFOLLOW | O_APPEND | O_TMPFILE);
 }
 
-/* Makes the handle. Takes `real`, a descriptor opened with `flags`, or -1; `path` is an O_PATH descriptor. */
-static int file_new(struct worker *worker, struct inode *inode, int path, int real, int flags, bool roots,
+static struct manner manner_of(const struct request *request, uint32_t flags) {
+    return (struct manner){
+        .flags = server_flags(flags) & ~O_TRUNC, .appends = flags & O_APPEND, .roots = request->header->uid == 0};
+}
+
+static bool writes(struct manner how) { return (how.flags & O_ACCMODE) != O_RDONLY; }
+
+/* A file with the append-only attribute (chattr +a) is opened for writing with O_APPEND or not at all. */
+static int open_real(struct mirror *mirror, int path, struct manner how) {
+    int real = backing_reopen(mirror, path, how.flags);
+    return real == -EPERM && how.appends ? backing_reopen(mirror, path, how.flags | O_APPEND) : real;
+}
+
+/* Makes the handle. Takes `real`, a descriptor opened in this manner, or -1; `path` is an O_PATH descriptor. */
+static int file_new(struct worker *worker, struct inode *inode, int path, int real, struct manner how,
                     struct open_file **made) {
+    /* Also for passthrough: the kernel would open for writing what must not be, and tell of no reason but EIO. */
+    if (real < 0 && writes(how)) {
+        real = open_real(worker->mirror, path, how);
+        if (real < 0) return -real;
+    }
     struct open_file *file = malloc(sizeof *file);
     if (file == NULL) {
         if (real >= 0) close(real);
         return ENOMEM;
     }
     inode_get(inode);
-    *file = (struct open_file){
-        .inode = inode, .flags = flags & ~O_TRUNC, .roots = roots, .passthrough = enter(worker, inode, path, roots)};
+    *file = (struct open_file){.inode = inode, .how = how, .passthrough = enter(worker, inode, path, how.roots)};
     atomic_init(&file->fd, real);
     if (file->passthrough && real >= 0) {
         close(real);
         atomic_store(&file->fd, -1);
     }
     if (!file->passthrough && real < 0) {
-        real = open_real(worker->mirror, path, file->flags);
+        real = open_real(worker->mirror, path, how);
         if (real < 0) {
             file_free(worker->mirror, file);
             return -real;
@@ -114,19 +136,12 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
     return 0;
 }
 
-/* The kernel's own handle does O_DIRECT; the buffers of a worker are not aligned for it. Whether a write appends is
- * said with each one: fcntl() can change it, and what was written to a mapping goes where it belongs. */
-static int server_flags(uint32_t flags) {
-    return (int)flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_NOFOLLOW | O_APPEND | O_TMPFILE);
-}
-
 static void fill_open(const struct open_file *file, struct exclfs_open_out *out) {
     *out = (struct exclfs_open_out){.fh = (uint64_t)(uintptr_t)file};
     if (file->passthrough) {
         out->open_flags = EXCLFS_FOPEN_PASSTHROUGH;
         out->backing_id = file->inode->backing_id;
-        bool writes = (file->flags & O_ACCMODE) != O_RDONLY;
-        if (writes && file->roots != file->inode->backing_is_roots) out->open_flags |= FOPEN_DIRECT_IO;
+        if (writes(file->how) && file->how.roots != file->inode->backing_is_roots) out->open_flags |= FOPEN_DIRECT_IO;
     }
 }
 
@@ -148,8 +163,7 @@ void op_open(struct worker *worker, const struct request *request) {
     struct open_file *file = NULL;
     int path = backing_get(worker->mirror, inode), error = path < 0 ? -path : 0;
     if (!error && in->flags & O_TRUNC) error = truncate_at_open(worker, request, path);
-    if (!error)
-        error = file_new(worker, inode, path, -1, server_flags(in->flags), request->header->uid == 0, &file);
+    if (!error) error = file_new(worker, inode, path, -1, manner_of(request, in->flags), &file);
     if (path >= 0) backing_put(worker->mirror, inode);
     if (error) reply_error(worker, request->header->unique, error);
     else {
@@ -196,8 +210,7 @@ static int adopt_created(struct worker *worker, const struct request *request, s
     }
     struct open_file *file = NULL;
     if (error) close(real);
-    else
-        error = file_new(worker, inode, real, real, server_flags(in->flags), request->header->uid == 0, &file);
+    else error = file_new(worker, inode, real, real, manner_of(request, in->flags), &file);
     if (error) inode_forget(worker->mirror, inode->nodeid, 1);
     else reply_created(worker, request, inode, &attributes, file);
     inode_put(worker->mirror, inode);
@@ -235,12 +248,12 @@ void op_tmpfile(struct worker *worker, const struct request *request) { create(w
 
 int handle_descriptor(struct mirror *mirror, uint64_t fh, bool writable) {
     struct open_file *file = file_of(fh);
-    if (writable && (file->flags & O_ACCMODE) == O_RDONLY) return -EBADF;
+    if (writable && !writes(file->how)) return -EBADF;
     int fd = atomic_load(&file->fd);
     if (fd >= 0) return fd;
     int path = backing_get(mirror, file->inode);
     if (path < 0) return path;
-    int real = open_real(mirror, path, file->flags);
+    int real = open_real(mirror, path, file->how);
     backing_put(mirror, file->inode);
     if (real < 0) return real;
     if (atomic_compare_exchange_strong(&file->fd, &fd, real)) return real;
@@ -262,10 +275,17 @@ void op_read(struct worker *worker, const struct request *request) {
     else reply(worker, request->header->unique, worker->out, (size_t)done);
 }
 
+/* What was written to a mapping comes from the kernel, by any handle that can write; it clears no setuid bits. */
+static int become_writer_of(struct worker *worker, const struct request *request) {
+    const struct fuse_write_in *in = request->argument;
+    if (in->write_flags & FUSE_WRITE_CACHE) return file_of(in->fh)->how.roots ? 0 : become_nobody(worker, false);
+    return become_writer(worker, request->header, in->write_flags & FUSE_WRITE_KILL_SUIDGID);
+}
+
 void op_write(struct worker *worker, const struct request *request) {
     const struct fuse_write_in *in = request->argument;
     int fd = handle_descriptor(worker->mirror, in->fh, true);
-    int error = fd < 0 ? -fd : become_writer(worker, request->header, in->write_flags & FUSE_WRITE_KILL_SUIDGID);
+    int error = fd < 0 ? -fd : become_writer_of(worker, request);
     struct iovec data = {(void *)(uintptr_t)request->data, request->data_size};
     int flags = in->flags & O_APPEND ? RWF_APPEND : 0;
     ssize_t done = error ? 0 : pwritev2(fd, &data, 1, (off_t)in->offset, flags);

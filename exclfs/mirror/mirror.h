@@ -315,7 +315,7 @@ int become(struct worker *worker, const struct fuse_in_header *header); /* ids, 
 int become_if_able(struct worker *worker, const struct fuse_in_header *header);
 int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t umask);
 int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip);
-int become_nobody(struct worker *worker);
+int become_nobody(struct worker *worker, bool strip);
 void become_server(struct worker *worker); /* back to what the server is */
 int run_as(uid_t uid, gid_t gid, const gid_t *groups, size_t count, int (*work)(void *), void *argument);
 

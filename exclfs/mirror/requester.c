@@ -108,10 +108,10 @@ int become_writer(struct worker *worker, const struct fuse_in_header *header, bo
 }
 
 /* Somebody without any claim. Not 65534: filesystems are made with a reserve for "nobody" (resuid=65534). */
-int become_nobody(struct worker *worker) {
+int become_nobody(struct worker *worker, bool strip) {
     if (!worker->mirror->settings.privileged) return 0;
     int error = take_ids(worker, (uid_t)-2, (gid_t)-2);
-    return error ? error : give_up(worker, RESERVE | SETID);
+    return error ? error : give_up(worker, strip ? RESERVE | SETID : RESERVE);
 }
 
 void become_server(struct worker *worker) {

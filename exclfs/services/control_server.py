@@ -336,5 +336,3 @@ class _Conversation:
 
     async def _find(self, object: Object, passed: Sequence[int]) -> Found:
         return await self._objects.find(object, self.peer, passed, self._descriptors, self._after_the_call)
-
-

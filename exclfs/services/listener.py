@@ -3,20 +3,25 @@
 The rule that this module owns: `<major>:<minor>.sock`, after the device of the mount, stands in a directory that only
 the server's user can write to, and there only while a server listens. It is bound and listening under a temporary name
 before it is renamed into place, so a client never finds a socket that does not answer yet, and a stale one of a server
-that was killed is replaced, never removed first.
+that was killed is replaced, never removed first. The kernel gives the number of a device that has gone to the next
+mount, perhaps at once: so whoever changes what is in the directory has it locked, and never removes another's socket.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
-from contextlib import suppress
-from typing import Final
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOTS_DIRECTORY: Final = "/run/exclfs"
 BACKLOG: Final = 1024
@@ -33,7 +38,8 @@ class ControlSocket:
 
     async def close(self) -> None:
         """Stops listening, and removes the name unless another server has taken it over."""
-        with suppress(FileNotFoundError):
+        # Where another has the directory locked the name stays, as after SIGKILL: the next server clears it away.
+        with suppress(FileNotFoundError, BlockingIOError), _locked(os.path.dirname(self.path), wait=False):
             if _inode_of(self.path) == self._inode:
                 os.unlink(self.path)
         await self.listener.aclose()
@@ -50,7 +56,6 @@ def open_control_socket(st_dev: int, directory: str | None = None) -> ControlSoc
         OSError: the directory cannot be made or is not safe, or its path is too long for a socket (unix(7)).
     """
     directory = directory or runtime_directory()
-    _remove_dead_sockets(directory)
     name = f"{os.major(st_dev)}:{os.minor(st_dev)}.sock"
     path, temporary = os.path.join(directory, name), os.path.join(directory, f".{name}.{os.getpid()}")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -61,7 +66,9 @@ def open_control_socket(st_dev: int, directory: str | None = None) -> ControlSoc
         os.chmod(temporary, 0o666)  # noqa: S103 - who may do what is asked at every call
         listening.listen(BACKLOG)
         inode = _inode_of(temporary)
-        os.rename(temporary, path)
+        with _locked(directory):
+            _remove_dead_sockets(directory)
+            os.rename(temporary, path)
     except BaseException:
         listening.close()
         with suppress(OSError):
@@ -86,6 +93,19 @@ def runtime_directory() -> str:
     if os.path.isabs(runtime) and _belongs_to(runtime, uid):
         return _private_directory(os.path.join(runtime, "exclfs"), 0o700)
     return _private_directory(f"/tmp/exclfs-{uid}", 0o700)  # noqa: S108 - checked below
+
+
+@contextmanager
+def _locked(directory: str, *, wait: bool = True) -> Iterator[None]:
+    """Keeps other servers from changing the directory. The lock is a file: a directory, everybody could lock."""
+    lock = os.open(
+        os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, stat.S_IRUSR
+    )
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _private_directory(path: str, mode: int) -> str:

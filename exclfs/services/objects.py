@@ -15,6 +15,7 @@ import trio
 from attrs import field, frozen
 
 from exclfs.holds.errors import BadObject, Gone
+from exclfs.host import mounts
 from exclfs.host.names import quoted
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 MOST_LOOKUPS: Final = 8
 """How many paths may be looked up at one time; the backing tree may be slow, and threads are few."""
+
+_REMOVED: Final = " (deleted)"
+"""What the kernel adds to a name that has been removed (proc_pid_fd(5)); a file may be called so, too."""
 
 Answer = TypeVar("Answer")
 
@@ -67,6 +71,8 @@ class Objects:
     mountpoint: str
     st_dev: int
     """Of the files in the mount."""
+    mount_id: int | None = None
+    """Of the mount at `mountpoint`; without it, descriptors have no paths of their own."""
     _lookups: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MOST_LOOKUPS))
 
     async def find(
@@ -108,7 +114,22 @@ class Objects:
         descriptors.lies_on_our_mount(descriptor)
         # The descriptor keeps the number from being given to another inode, for as long as the call is worked on.
         inode = self.mirror.identify(nodeid)
-        return Found(inode, self._absolute(self.mirror.path(inode)))
+        return Found(inode, self._opened_as(descriptor) or self._absolute(self.mirror.path(inode)))
+
+    def _opened_as(self, descriptor: int) -> str | None:
+        """The path by which it was opened: of several hard links the one that was meant. None if it cannot be told.
+
+        The kernel knows it by itself. It is a path of ours only through our very mount: one of another namespace, or a
+        bind mount of a directory in it, may have the same text.
+        """
+        try:
+            if mounts.id_of(descriptor) != self.mount_id:
+                return None
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:
+            return None
+        inside = path == self.mountpoint or path.startswith(os.path.join(self.mountpoint, ""))
+        return path if inside and not path.endswith(_REMOVED) else None
 
     async def _by_path(self, path: str, peer: Peer, after: ExitStack) -> Found:
         if "\0" in path:
@@ -119,7 +140,7 @@ class Objects:
         except OSError as error:
             raise BadObject(f"{quoted(self._absolute(relative))}: {os.strerror(error.errno or 0)}") from error
         after.callback(self.mirror.release, inode)
-        return Found(inode, self._absolute(self.mirror.path(inode)))
+        return Found(inode, self._absolute(relative))  # there was no symlink on the way, so the text can be shortened
 
     async def _look_up(self, ask: Callable[[], Answer]) -> Answer:
         # Not to be abandoned: what is found has to be released again.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from exclfs.holds.hold import Inode
 
-PATIENCE: Final = 60.0
+PATIENCE: Final = 10.0
 """Seconds after which a test that still waits has failed."""
 
 
@@ -276,6 +276,7 @@ def rig(tree: Path, *, start: bool = True, **settings: Any) -> Iterator[Rig]:
                 made.kernel.init()
             yield made
         finally:
+            device.close()  # an unmount, before the server goes
             mirror.stop()
             os.close(source)
     assert sorted(os.listdir("/proc/self/fd")) == before, "the mirror left a descriptor open"

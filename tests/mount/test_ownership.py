@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pytest
+
 from twins import ALICE, BOB, CAROL, ROOT, SHARED, Twins, User, acl_for, as_user, link_descriptor
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def test_at_no_moment_does_a_new_file_belong_to_somebody_else(twins: Twins) -> N
                         strangers.add((entry.name, owner))
 
     def make() -> None:
-        for round in range(60):
+        for _ in range(60):
             for kind in ("file", "directory", "symlink", "fifo", "unnamed"):
                 KINDS[kind](kind)
             for kind in ("file", "symlink", "fifo", "unnamed"):

@@ -1,0 +1,193 @@
+"""Listings: whole while others create and delete, in any order of telldir and seekdir, with types that are right."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from twins import ALICE, Twins, as_user
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+MANY = 20_000
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Dirent(ctypes.Structure):
+    _fields_ = (
+        ("number", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("length", ctypes.c_ushort),
+        ("type", ctypes.c_ubyte),
+        ("name", ctypes.c_char * 256),
+    )
+
+
+LIBC.opendir.restype = ctypes.c_void_p
+LIBC.opendir.argtypes = [ctypes.c_char_p]
+LIBC.readdir.restype = ctypes.POINTER(Dirent)
+LIBC.readdir.argtypes = [ctypes.c_void_p]
+LIBC.telldir.restype = ctypes.c_long
+LIBC.telldir.argtypes = [ctypes.c_void_p]
+LIBC.seekdir.restype = None
+LIBC.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+LIBC.rewinddir.restype = None
+LIBC.rewinddir.argtypes = [ctypes.c_void_p]
+LIBC.closedir.argtypes = [ctypes.c_void_p]
+
+CHURN = """
+import os, sys
+number = 0
+while True:
+    name = f"{sys.argv[1]}/churn{number % 500}"
+    try: os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError: os.unlink(name)
+    number += 1
+"""
+
+
+def entries(directory: Path) -> list[tuple[bytes, int]]:
+    """Every entry with the position after it."""
+    stream = LIBC.opendir(os.fsencode(directory))
+    assert stream
+    found = []
+    try:
+        while entry := LIBC.readdir(stream):
+            found.append((entry.contents.name, LIBC.telldir(stream)))
+        return found
+    finally:
+        LIBC.closedir(stream)
+
+
+def test_each_stable_entry_is_seen_once_while_others_come_and_go(twins: Twins) -> None:
+    crowd = twins.behind / "crowd"
+    crowd.mkdir()
+    for number in range(MANY):
+        os.close(os.open(crowd / f"stable{number:05d}", os.O_CREAT | os.O_WRONLY))
+    stable = sorted(os.listdir(crowd))
+    churning = [subprocess.Popen([sys.executable, "-c", CHURN, str(place)]) for place in (twins.mount / "crowd", crowd)]
+    try:
+        for _ in range(5):
+            listed = [name for name in os.listdir(twins.mount / "crowd") if name.startswith("stable")]
+            assert sorted(listed) == stable
+    finally:
+        for process in churning:
+            process.kill()
+            process.wait()
+
+
+def test_every_entry_of_a_large_directory_can_be_used_and_removed(twins: Twins) -> None:
+    def use() -> tuple[int, int, list[str]]:
+        os.mkdir("crowd")
+        for number in range(2000):
+            os.close(os.open(f"crowd/{number}", os.O_CREAT | os.O_WRONLY))
+        sizes = [entry.stat().st_size for entry in os.scandir("crowd")]
+        removed = 0
+        with os.scandir("crowd") as listing:  # removing while listing, as rm -r does
+            for entry in listing:
+                os.unlink(entry.path)
+                removed += 1
+        return len(sizes), removed, os.listdir("crowd")
+
+    assert twins.succeed(use, ALICE) == (2000, 2000, [])
+
+
+def test_telldir_and_seekdir_go_back_to_where_they_were(twins: Twins) -> None:
+    directory = twins.mount / "directory"
+    (twins.behind / "directory").mkdir()
+    for number in range(1500):
+        (twins.behind / "directory" / f"entry{number}").touch()
+    found = entries(directory)
+    assert len({name for name, _ in found}) == len(found) == 1502
+    stream = LIBC.opendir(os.fsencode(directory))
+    try:
+        for position in (0, 1, 700, 3, 1400, 1499, 2):
+            LIBC.seekdir(stream, found[position][1])
+            assert LIBC.readdir(stream).contents.name == found[position + 1][0]
+        LIBC.seekdir(stream, found[-1][1])
+        assert not LIBC.readdir(stream)
+        LIBC.rewinddir(stream)
+        assert LIBC.readdir(stream).contents.name == found[0][0]
+    finally:
+        LIBC.closedir(stream)
+
+
+def test_a_listing_that_was_begun_again_shows_what_is_new(twins: Twins) -> None:
+    (twins.behind / "directory").mkdir()
+    stream = LIBC.opendir(os.fsencode(twins.mount / "directory"))
+    try:
+        while LIBC.readdir(stream):
+            pass
+        (twins.mount / "directory/new").touch()
+        LIBC.rewinddir(stream)
+        seen = set()
+        while entry := LIBC.readdir(stream):
+            seen.add(entry.contents.name)
+        assert seen == {b".", b"..", b"new"}
+    finally:
+        LIBC.closedir(stream)
+
+
+def test_the_type_of_every_entry_is_right(twins: Twins) -> None:
+    def make() -> None:
+        Path("file").touch()
+        os.mkdir("directory")
+        os.symlink("nowhere", "symlink")
+        os.mkfifo("fifo")
+        os.mknod("socket", stat.S_IFSOCK | 0o600)
+        os.mknod("character", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        os.mknod("block", stat.S_IFBLK | 0o600, os.makedev(259, 5))
+
+    def types() -> dict[bytes, int]:
+        stream = LIBC.opendir(b".")
+        seen = {}
+        while entry := LIBC.readdir(stream):
+            seen[entry.contents.name] = entry.contents.type
+        LIBC.closedir(stream)
+        return seen
+
+    twins.setup(make)
+    seen = twins.succeed(types, ALICE)
+    assert len(seen) == 9
+    for name, kind in seen.items():
+        assert stat.S_IFMT(os.lstat(twins.behind / os.fsdecode(name)).st_mode) == kind << 12
+
+
+def test_links_of_directories_count_what_is_below(twins: Twins) -> None:
+    def use() -> list[int]:
+        seen = [os.stat(".").st_nlink]
+        for number in range(3):
+            os.makedirs(f"one/{number}")
+            seen += [os.stat("one").st_nlink, os.stat(".").st_nlink]
+        os.rename("one/0", "zero")
+        os.rmdir("one/1")
+        return [*seen, os.stat("one").st_nlink, os.stat(".").st_nlink]
+
+    twins.succeed(use, ALICE)
+    twins.must_be_equal()
+
+
+def test_many_readers_of_one_directory_stream_and_of_many(twins: Twins) -> None:
+    (twins.behind / "directory").mkdir()
+    for number in range(3000):
+        (twins.behind / "directory" / f"{number}").touch()
+    fd = os.open(twins.mount / "directory", os.O_RDONLY)
+    try:
+        assert all(len(os.listdir(fd)) == 3000 for _ in range(3))
+    finally:
+        os.close(fd)
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import os, sys; print(len(os.listdir(sys.argv[1])))", twins.mount / "directory"],
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    assert [int(reader.communicate()[0]) for reader in readers] == [3000] * 4
+    assert as_user(ALICE, lambda: len(os.listdir("directory")), cwd=twins.mount) == 3000

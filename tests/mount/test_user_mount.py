@@ -1,0 +1,171 @@
+"""A mount of an ordinary user by fusermount3: the same for its owner, and closed to everybody else."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import Mounted, start
+from twins import BOB, EXCHANGE, NOREPLACE, ROOT, SHARED, Twins, User, acl_for, as_user, fallocate, rename2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+NOBODY = User("nobody", pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid, (SHARED,))
+"""fusermount3 mounts only for users who have a name."""
+AS_NOBODY = f"""
+import encodings.idna, os, sys
+from exclfs.mount import main
+os.setgroups([{SHARED}])
+os.setresgid({NOBODY.gid}, {NOBODY.gid}, {NOBODY.gid})
+os.setresuid({NOBODY.uid}, {NOBODY.uid}, {NOBODY.uid})
+os.environ.pop("XDG_RUNTIME_DIR", None)
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def users_mount() -> Iterator[Mounted]:
+    if not shutil.which("fusermount3"):
+        pytest.skip("needs fusermount3 (package fuse3)")
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        pytest.skip("needs a /dev/fuse that everybody may open")
+    directory = Path(tempfile.mkdtemp(prefix="exclfs-test-"))
+    try:
+        directory.chmod(0o755)
+        for name in ("tree", "mnt", "shadow", "log"):
+            (directory / name).touch() if name == "log" else (directory / name).mkdir()
+            os.chown(directory / name, NOBODY.uid, NOBODY.gid)
+        os.chown(directory, NOBODY.uid, NOBODY.gid)
+        with start(
+            directory, program=("-c", AS_NOBODY), allow_other=False, kernel_flags=("nodev", "nosuid")
+        ) as mounted:
+            yield mounted
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def users_twins(users_mount: Mounted, request: pytest.FixtureRequest) -> Twins:
+    name = request.node.name.replace("/", "_")[:100]
+    shadow = users_mount.root.parent / "shadow"
+    for directory in (users_mount.backing, shadow):
+        (directory / name).mkdir()
+        os.chown(directory / name, NOBODY.uid, NOBODY.gid)
+    return Twins(users_mount.root / name, users_mount.backing / name, shadow / name)
+
+
+def with_file(use: Callable[[int], Any], flags: int = os.O_RDWR) -> Any:
+    fd = os.open("file", flags, 0o640)
+    try:
+        return use(fd)
+    finally:
+        os.close(fd)
+
+
+def unlinked(fd: int) -> tuple[int, bytes]:
+    os.unlink("file")
+    os.write(fd, b"still here")
+    os.ftruncate(fd, 5)
+    os.fchmod(fd, 0)
+    return os.fstat(fd).st_nlink, os.pread(fd, 20, 0)
+
+
+STEPS: dict[str, Callable[[], Any]] = {
+    "create": lambda: Path("file").write_text("text"),
+    "read": lambda: Path("file").read_text(),
+    "chmod": lambda: os.chmod("file", 0o6755),
+    "write": lambda: with_file(lambda fd: os.write(fd, b"new")),
+    "append": lambda: with_file(lambda fd: os.write(fd, b"new"), os.O_WRONLY | os.O_APPEND),
+    "chgrp": lambda: os.chown("file", -1, SHARED),
+    "chgrp-other": lambda: os.chown("file", -1, 4242),
+    "chown": lambda: os.chown("file", BOB.uid, -1),
+    "utime": lambda: (os.utime("file", ns=(5, 7)), os.stat("file").st_mtime_ns),
+    "truncate": lambda: os.truncate("file", 100),
+    "fallocate": lambda: with_file(lambda fd: fallocate(fd, 3, 0, 10)),
+    "setxattr": lambda: os.setxattr("file", "user.test", b"value"),
+    "trusted": lambda: os.setxattr("file", "trusted.test", b"value"),
+    "acl": lambda: os.setxattr("file", "system.posix_acl_access", acl_for(BOB.uid, 6)),
+    "listxattr": lambda: os.listxattr("file"),
+    "mkdir": lambda: os.makedirs("directory/below"),
+    "setgid": lambda: (os.chown("directory", -1, SHARED), os.chmod("directory", 0o2775)),
+    "default-acl": lambda: os.setxattr("directory", "system.posix_acl_default", acl_for(BOB.uid, 7)),
+    "inherit": lambda: (Path("directory/file").touch(), os.mkdir("directory/new")),
+    "symlink": lambda: os.symlink("file", "symlink"),
+    "link": lambda: os.link("file", "link"),
+    "link-symlink": lambda: os.link("symlink", "link of symlink", follow_symlinks=False),
+    "fifo": lambda: os.mkfifo("fifo"),
+    "device": lambda: os.mknod("null", 0o20666, os.makedev(1, 3)),
+    "rename": lambda: os.rename("link", "directory/renamed"),
+    "noreplace": lambda: rename2("file", "symlink", NOREPLACE),
+    "exchange": lambda: rename2("symlink", "directory", EXCHANGE),
+    "exchange-back": lambda: rename2("symlink", "directory", EXCHANGE),
+    "readlink": lambda: os.readlink("symlink"),
+    "list": lambda: sorted(os.listdir("directory")),
+    "rmdir-full": lambda: os.rmdir("directory"),
+    "closed": lambda: (os.chmod("directory", 0), os.listdir("directory")),
+    "opened": lambda: os.chmod("directory", 0o755),
+    "unreadable": lambda: (os.chmod("file", 0), Path("file").read_text()),
+    "readable": lambda: os.chmod("file", 0o600),
+    "rmdir": lambda: os.rmdir("directory/below"),
+    "unlinked": lambda: with_file(unlinked),
+    "unnamed": lambda: os.close(os.open(".", os.O_TMPFILE | os.O_RDWR)),
+    "fsync": lambda: with_file(lambda fd: (os.write(fd, b"x"), os.fsync(fd)), os.O_CREAT | os.O_RDWR),
+}
+
+
+def test_the_owner_sees_no_difference(users_twins: Twins) -> None:
+    for step in STEPS.values():
+        users_twins.both(step, NOBODY)
+    for directory in (users_twins.behind, users_twins.shadow):
+        assert sorted(os.listdir(directory)) == ["directory", "fifo", "file", "link of symlink", "symlink"]
+    assert as_owner(users_twins.mount) == as_owner(users_twins.shadow) == as_owner(users_twins.behind)
+
+
+def as_owner(directory: Path) -> dict[str, tuple[int, ...]]:
+    """What the owner sees below: root may not enter."""
+
+    def look() -> dict[str, tuple[int, ...]]:
+        os.chdir(directory)
+        found = {}
+        for root, directories, files in os.walk("."):
+            for name in (*directories, *files):
+                status = os.lstat(os.path.join(root, name))
+                found[os.path.join(root, name)] = (status.st_mode, status.st_uid, status.st_gid, status.st_nlink)
+        return found
+
+    return as_user(NOBODY, look)
+
+
+@pytest.mark.parametrize("user", [ROOT, BOB], ids=lambda user: user.name)
+def test_nobody_else_may_enter(users_mount: Mounted, user: Any) -> None:
+    with pytest.raises(PermissionError):
+        as_user(user, lambda: os.listdir(users_mount.root))
+
+
+def test_its_mount_is_nosuid_and_nodev(users_mount: Mounted) -> None:
+    options = next(
+        line.split()[5]
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if str(users_mount.root) in line
+    )
+    assert {"nosuid", "nodev"} <= set(options.split(","))
+
+
+def test_a_hold_refuses_its_owner_too(users_twins: Twins, users_mount: Mounted) -> None:
+    users_mount.expect("refused")
+    path = users_twins.mount / "directory"
+    as_user(NOBODY, lambda: os.mkdir(path))
+    as_user(NOBODY, lambda: os.setxattr(path, "user.exclfs.hold", b"nobody"))
+    with pytest.raises(OSError, match="busy"):
+        as_user(NOBODY, lambda: os.rmdir(path))
+    as_user(NOBODY, lambda: os.removexattr(path, "user.exclfs.hold"))
+    as_user(NOBODY, lambda: os.rmdir(path))
