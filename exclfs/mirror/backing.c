@@ -159,21 +159,19 @@ static int use_by_place(struct mirror *mirror, struct inode *inode, int parent_f
     return fd < 0 ? fd : use_opened(mirror, inode, fd);
 }
 
-/* Appends to a list that grows; takes the reference. */
-static bool append(struct mirror *mirror, struct inode ***list, size_t *length, struct inode *inode) {
+enum { DEEPEST = 1 << 20 }; /* hints that lead round in a circle end somewhere */
+
+/* Appends to a list that grows. */
+static bool append(struct inode ***list, size_t *length, struct inode *inode) {
+    if (*length == DEEPEST) return false;
     if ((*length & (*length - 1)) == 0) { /* full at each power of two */
         struct inode **longer = realloc(*list, (*length == 0 ? 1 : *length * 2) * sizeof **list);
-        if (longer == NULL) {
-            inode_put(mirror, inode);
-            return false;
-        }
+        if (longer == NULL) return false;
         *list = longer;
     }
     (*list)[(*length)++] = inode;
     return true;
 }
-
-enum { DEEPEST = 1 << 20 }; /* hints that lead round in a circle end somewhere */
 
 int backing_get(struct mirror *mirror, struct inode *inode) {
     int fd = use_directly(mirror, inode);
@@ -183,8 +181,11 @@ int backing_get(struct mirror *mirror, struct inode *inode) {
     size_t depth = 0;
     char name[NAME_MAX + 1];
     while (fd == -ESTALE && (at = inode_place(mirror, at, name)) != NULL) {
-        if (depth == DEEPEST || !append(mirror, &above, &depth, at)) break;
-        fd = use_directly(mirror, at);
+        if (append(&above, &depth, at)) fd = use_directly(mirror, at);
+        else {
+            inode_put(mirror, at);
+            break;
+        }
     }
     /* The last of them has a descriptor now, or nothing has. */
     while (depth > 0) {

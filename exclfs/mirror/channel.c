@@ -21,18 +21,23 @@ int channel_mount(const char *mountpoint, const char *source, const char *type, 
 
 /* ---- replies -------------------------------------------------------------------------------------------- */
 
+/* Interrupted, a reply is sent again: only the wake-up signal of the end is no reason to. */
+static bool once_more(const struct mirror *mirror) {
+    return (errno == EINTR || errno == EAGAIN) && !atomic_load(&mirror->ended);
+}
+
 int reply(struct worker *worker, uint64_t unique, const void *body, size_t size) {
     struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .error = 0, .unique = unique};
     struct iovec parts[2] = {{&header, sizeof header}, {(void *)(uintptr_t)body, size}};
     for (;;) {
         if (writev(worker->mirror->device, parts, size > 0 ? 2 : 1) >= 0) return 0;
-        if (errno != EINTR && errno != EAGAIN) return -errno; /* ENOENT: the request was aborted meanwhile */
+        if (!once_more(worker->mirror)) return -errno; /* ENOENT: the request was aborted meanwhile */
     }
 }
 
 void reply_error(struct worker *worker, uint64_t unique, int error) {
     struct fuse_out_header header = {.len = sizeof header, .error = -error, .unique = unique};
-    while (write(worker->mirror->device, &header, sizeof header) < 0 && (errno == EINTR || errno == EAGAIN)) {}
+    while (write(worker->mirror->device, &header, sizeof header) < 0 && once_more(worker->mirror)) {}
 }
 
 /* ---- negotiation ---------------------------------------------------------------------------------------- */
@@ -98,7 +103,7 @@ static bool is_the_end(int error) {
 static void loop(struct worker *worker) {
     struct mirror *mirror = worker->mirror;
     while (!atomic_load_explicit(&mirror->ended, memory_order_relaxed)) {
-        ssize_t size = read(mirror->device, worker->in, MESSAGE_MAX);
+        ssize_t size = crew_read(worker);
         if (size == 0 || (size < 0 && is_the_end(errno))) break;
         if (size < 0) continue; /* EINTR; ENOENT: the request was taken back */
         struct request request;
@@ -116,6 +121,8 @@ static void *work(void *argument) {
         loop(&worker);
         worker_end(&worker);
     }
+    atomic_store(&mirror->ended, true); /* for all: the mount has ended, or this one could not begin */
+    crew_dismiss(mirror);
     if (atomic_fetch_sub(&mirror->workers_left, 1) == 1) {
         uint64_t one = 1;
         if (write(mirror->finished, &one, sizeof one) < 0 && errno != EAGAIN) abort();
@@ -156,6 +163,7 @@ int channel_start(struct mirror *mirror) {
  * device is closed. */
 void channel_stop(struct mirror *mirror) {
     atomic_store(&mirror->ended, true);
+    crew_dismiss(mirror);
     for (unsigned i = 0; i < mirror->workers; i++) {
         struct timespec patience;
         do {

@@ -136,10 +136,12 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
     return 0;
 }
 
-static void fill_open(const struct open_file *file, struct exclfs_open_out *out) {
+static void fill_open(const struct mirror *mirror, const struct open_file *file, struct exclfs_open_out *out) {
     *out = (struct exclfs_open_out){.fh = (uint64_t)(uintptr_t)file};
+    /* Local filesystems have no flush operation: nothing would be done, at the price of a request for each close. */
+    if (!mirror->flushes && file->inode->key.dev == mirror->root->key.dev) out->open_flags = FOPEN_NOFLUSH;
     if (file->passthrough) {
-        out->open_flags = EXCLFS_FOPEN_PASSTHROUGH;
+        out->open_flags |= EXCLFS_FOPEN_PASSTHROUGH;
         out->backing_id = file->inode->backing_id;
         if (writes(file->how) && file->how.roots != file->inode->backing_is_roots) out->open_flags |= FOPEN_DIRECT_IO;
     }
@@ -168,7 +170,7 @@ void op_open(struct worker *worker, const struct request *request) {
     if (error) reply_error(worker, request->header->unique, error);
     else {
         struct exclfs_open_out out;
-        fill_open(file, &out);
+        fill_open(worker->mirror, file, &out);
         if (reply(worker, request->header->unique, &out, sizeof out)) file_free(worker->mirror, file);
     }
     inode_put(worker->mirror, inode);
@@ -181,7 +183,7 @@ static void reply_created(struct worker *worker, const struct request *request, 
         struct exclfs_open_out open;
     } out;
     fill_entry(worker->mirror, inode, attributes, &out.entry);
-    fill_open(file, &out.open);
+    fill_open(worker->mirror, file, &out.open);
     if (reply(worker, request->header->unique, &out, sizeof out)) {
         file_free(worker->mirror, file);
         inode_forget(worker->mirror, inode->nodeid, 1);
@@ -301,8 +303,8 @@ void op_write(struct worker *worker, const struct request *request) {
 /* close() of a duplicate makes a network filesystem write back, and tells of what failed. */
 void op_flush(struct worker *worker, const struct request *request) {
     const struct fuse_flush_in *in = request->argument;
-    int fd = atomic_load(&file_of(in->fh)->fd), error = 0;
-    if (fd >= 0) {
+    int fd = handle_descriptor(worker->mirror, in->fh, false), error = fd < 0 ? -fd : 0;
+    if (!error) {
         int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
         if (copy < 0 || close(copy)) error = errno;
     }

@@ -45,6 +45,7 @@ static void mirror_free(struct mirror *mirror) {
     inodes_destroy(mirror);
     questions_destroy(mirror);
     backing_destroy(mirror);
+    crew_destroy(mirror);
     locks_destroy(mirror);
     sem_destroy(&mirror->begun);
     if (mirror->finished >= 0) close(mirror->finished);
@@ -73,12 +74,23 @@ static bool births_count(struct mirror *mirror) {
     return fstatfs(mirror->source, &filesystem) == 0 && filesystem.f_type != OVERLAYFS_SUPER_MAGIC;
 }
 
+/* Whether the filesystem has a flush operation. Those that are known to have none: */
+static bool flushes(int fd) {
+    static const long without[] = {EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, F2FS_SUPER_MAGIC};
+    struct statfs status;
+    if (fstatfs(fd, &status)) return true;
+    for (unsigned i = 0; i < sizeof without / sizeof *without; i++)
+        if (status.f_type == without[i]) return false;
+    return true;
+}
+
 static int mirror_root(struct mirror *mirror) {
     struct statx attributes;
     int error = stat_at(mirror->source, "", &attributes);
     if (error) return error;
     mirror->births = births_count(mirror);
     atomic_store(&mirror->handles, mirror->settings.privileged && handles_work(mirror));
+    mirror->flushes = flushes(mirror->source);
     mirror->root = inode_seen(mirror, NULL, "", mirror->source, &attributes, 1);
     if (mirror->root == NULL) return -ENOMEM;
     int kept = fcntl(mirror->source, F_DUPFD_CLOEXEC, 0);
@@ -97,6 +109,7 @@ static int mirror_new(struct mirror **made, int source, int device, int channel,
     mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int error = mirror->finished < 0 || mirror->proc_self_fd < 0 || sem_init(&mirror->begun, 0, 0) ? -errno : 0;
     if (!error) error = locks_init(mirror);
+    if (!error) error = crew_init(mirror);
     if (!error) error = backing_init(mirror);
     if (!error) error = inodes_init(mirror);
     if (!error) error = questions_init(mirror, channel);

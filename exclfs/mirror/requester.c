@@ -19,13 +19,22 @@
 
 enum { RESERVE = 1u << CAP_SYS_RESOURCE, SETID = 1u << CAP_FSETID }; /* both lie in the first word */
 
-static int change_capabilities(unsigned without) {
+static int change_capabilities(const struct worker *worker, unsigned without) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+    struct __user_cap_data_struct sets[2] = {
+        {.permitted = worker->permitted[0], .effective = worker->permitted[0] & ~without},
+        {.permitted = worker->permitted[1], .effective = worker->permitted[1]},
+    };
+    return syscall(SYS_capset, &header, sets) ? errno : 0;
+}
+
+static int learn_capabilities(struct worker *worker) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
     struct __user_cap_data_struct sets[2];
-    if (syscall(SYS_capget, &header, sets)) return errno;
-    sets[0].effective = sets[0].permitted & ~without;
-    sets[1].effective = sets[1].permitted;
-    return syscall(SYS_capset, &header, sets) ? errno : 0;
+    if (syscall(SYS_capget, &header, sets)) return -errno;
+    worker->permitted[0] = sets[0].permitted;
+    worker->permitted[1] = sets[1].permitted;
+    return 0;
 }
 
 int requester_begin(struct worker *worker) {
@@ -40,7 +49,7 @@ int requester_begin(struct worker *worker) {
     /* Without this the kernel would drop the filesystem capabilities whenever fsuid leaves 0, and the thread could
      * no longer enter a directory that only the server may enter (default_permissions has checked the requester). */
     if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)) return -errno;
-    return 0;
+    return learn_capabilities(worker);
 }
 
 /* Both calls answer with the previous id and tell of no error: asking again is the only proof. */
@@ -76,7 +85,7 @@ static int take_ids(struct worker *worker, uid_t uid, gid_t gid) {
 static int give_up(struct worker *worker, unsigned capabilities) {
     if (!worker->mirror->settings.privileged || (worker->given_up & capabilities) == capabilities) return 0;
     worker->given_up |= capabilities;
-    int error = change_capabilities(worker->given_up);
+    int error = change_capabilities(worker, worker->given_up);
     if (error) become_server(worker);
     return error;
 }
@@ -116,7 +125,7 @@ int become_nobody(struct worker *worker, bool strip) {
 
 void become_server(struct worker *worker) {
     if (worker->given_up) {
-        if (change_capabilities(0)) abort(); /* raising what is permitted cannot fail */
+        if (change_capabilities(worker, 0)) abort(); /* raising what is permitted cannot fail */
         worker->given_up = 0;
     }
     if (worker->fsuid != worker->own_uid) {

@@ -98,9 +98,7 @@ def runtime_directory() -> str:
 @contextmanager
 def _locked(directory: str, *, wait: bool = True) -> Iterator[None]:
     """Keeps other servers from changing the directory. The lock is a file: a directory, everybody could lock."""
-    lock = os.open(
-        os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, stat.S_IRUSR
-    )
+    lock = os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -122,6 +122,10 @@ def test_a_thread_that_cannot_begin_is_an_error_of_start_and_no_mount_that_hangs
     """A container's seccomp filter may forbid unshare(2); then no request would ever be answered."""
     arguments = [str(tmp_path), str(Path(__file__).parent), str(UNSHARE[os.uname().machine])]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", WITHOUT_UNSHARE, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-P", "-c", WITHOUT_UNSHARE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr

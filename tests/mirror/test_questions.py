@@ -78,7 +78,7 @@ def in_thread(work: Callable[[], object]) -> Callable[[], object]:
     def working() -> None:
         try:
             result.append(work())
-        except Exception as error:  # noqa: BLE001 - it is the result
+        except Exception as error:
             result.append(error)
 
     thread = threading.Thread(target=working)

@@ -27,7 +27,6 @@ from exclfs.mount import main
 os.setgroups([{SHARED}])
 os.setresgid({NOBODY.gid}, {NOBODY.gid}, {NOBODY.gid})
 os.setresuid({NOBODY.uid}, {NOBODY.uid}, {NOBODY.uid})
-os.environ.pop("XDG_RUNTIME_DIR", None)
 sys.exit(main())
 """
 
@@ -41,12 +40,16 @@ def users_mount() -> Iterator[Mounted]:
     directory = Path(tempfile.mkdtemp(prefix="exclfs-test-"))
     try:
         directory.chmod(0o755)
-        for name in ("tree", "mnt", "shadow", "log"):
+        for name in ("tree", "mnt", "shadow", "run", "log"):
             (directory / name).touch() if name == "log" else (directory / name).mkdir()
             os.chown(directory / name, NOBODY.uid, NOBODY.gid)
         os.chown(directory, NOBODY.uid, NOBODY.gid)
         with start(
-            directory, program=("-c", AS_NOBODY), allow_other=False, kernel_flags=("nodev", "nosuid")
+            directory,
+            program=("-c", AS_NOBODY),
+            environment={"XDG_RUNTIME_DIR": str(directory / "run")},
+            allow_other=False,
+            kernel_flags=("nodev", "nosuid"),
         ) as mounted:
             yield mounted
     finally:

@@ -187,6 +187,11 @@ def descriptors_open() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def names_in(directory: Path) -> list[str]:
+    """What is in a directory of sockets, beside the lock that stays."""
+    return sorted(set(os.listdir(directory)) - {".lock"})
+
+
 def hung_up(client: Client) -> bool:
     poll = select.poll()
     poll.register(client.stream.socket.fileno(), 0)
@@ -729,7 +734,7 @@ async def test_nothing_is_left_when_the_server_ends(top: Path) -> None:
     await client.stream.aclose()
     await control.close()
     assert keeper.registry.all() == ()
-    assert os.listdir(top.parent) == ["tree"]
+    assert names_in(top.parent) == ["tree"]
     assert descriptors_open() <= before + 2  # trio's own, made when they are first needed
 
 
@@ -804,10 +809,10 @@ async def test_the_socket_has_the_name_of_the_device_and_is_open_to_all(tmp_path
     control = open_control_socket(os.makedev(0, 77), str(tmp_path))
     assert control.path == str(tmp_path / "0:77.sock")
     assert os.stat(control.path).st_mode & 0o777 == 0o666
-    assert os.listdir(tmp_path) == ["0:77.sock"]
+    assert names_in(tmp_path) == ["0:77.sock"]
     assert connects(control.path)
     await control.close()
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
     await control.close()
 
 
@@ -818,7 +823,7 @@ async def test_dead_sockets_are_cleared_and_living_ones_stay(tmp_path: Path) -> 
             dead.bind(str(tmp_path / name))
     (tmp_path / "other").touch()
     control = open_control_socket(os.makedev(0, 2), str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["0:1.sock", "0:2.sock", "other"]
+    assert names_in(tmp_path) == ["0:1.sock", "0:2.sock", "other"]
     assert connects(living.path)
     assert connects(control.path)
     await control.close()
@@ -830,6 +835,17 @@ async def test_who_was_replaced_does_not_remove_the_successor(tmp_path: Path) ->
     second = open_control_socket(os.makedev(0, 1), str(tmp_path))
     await first.close()
     assert connects(second.path)
+    await second.close()
+
+
+async def test_who_ends_while_another_begins_removes_nothing(tmp_path: Path) -> None:
+    """The name may have become another's at any moment, so it stays; whoever begins next clears it away."""
+    first = open_control_socket(os.makedev(0, 1), str(tmp_path))
+    with listener._locked(str(tmp_path)):
+        await first.close()
+        assert names_in(tmp_path) == ["0:1.sock"]
+    second = open_control_socket(os.makedev(0, 2), str(tmp_path))
+    assert names_in(tmp_path) == ["0:2.sock"]
     await second.close()
 
 
