@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize fuzz clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize fuzz bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,9 @@ sanitize: .venv/.exclfs-dev ## tests/mirror and the mounted tests under AddressS
 
 fuzz: ## libFuzzer on the mirror's request parser; make fuzz SECONDS=600
 	@scripts/fuzz.sh $(or $(SECONDS),60)
+
+bench: .venv/.exclfs ## exclfs beside bindfs and others, as ratios; needs root; make bench ARGS='--quick --on /dev/shm'
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Mounted, mounts_now, start
+from harness import Mounted, default_options, mounts_now, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +22,15 @@ def _obstacle(item: pytest.Item) -> str | None:
     if item.get_closest_marker("mount") and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "needs /dev/fuse"
     return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A run in which every mount has other options leaves out what tries all kinds of mounts in any case."""
+    if not default_options():
+        return
+    again = [item for item in items if "mount_of_each_kind" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=again)
+    items[:] = [item for item in items if item not in set(again)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

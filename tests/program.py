@@ -71,7 +71,14 @@ def mounted_by_program(source: Path, mountpoint: Path, *more: object) -> Iterato
     log = source.parent / f"{mountpoint.name}.log"
     options = [*run_options(), *more] if "--log" in more else [*run_options(), "--log", log, *more]
     # A sanitizer's server has an environment of its own; others are to have that of a user.
-    done = exclfs("mount", source, mountpoint, *options, "--json", env=server_environment() if SANITIZED else None)
+    done = exclfs(
+        "mount",
+        source,
+        mountpoint,
+        *options,
+        "--json",
+        env=server_environment({"EXCLFS_KEEP_STDERR": ""}) if SANITIZED else None,
+    )
     told = json.loads(done.stdout)
     pidfd = os.pidfd_open(told["pid"])
     try:

@@ -186,7 +186,7 @@ def test_a_tree_may_be_deeper_than_a_stack(tmp_path: Path) -> None:
     for number in range(10):
         (tree / f"other{number}").mkdir()
     try:
-        with small_stacks(512 << 10), rig(tree, descriptors=4, privileged=False) as made:
+        with small_stacks(1 << 20), rig(tree, descriptors=4, privileged=False) as made:
             nodeids = [ROOT]
             for _ in range(depth):
                 nodeids.append(made.kernel.lookup("d", nodeids[-1]).nodeid)
