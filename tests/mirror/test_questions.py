@@ -52,8 +52,8 @@ def held_file(made: Rig, word: int = HELD) -> tuple[Path, Any]:
 
 
 def change_word(made: Rig, inode: Any) -> None:
-    """As a hold that comes and goes between question and answer."""
-    made.mirror.set_word(inode, MORE, wait=False)
+    """As a hold that comes and goes between question and answer. Who asked may still share the stripe: it waits."""
+    made.mirror.set_word(inode, MORE, wait=True)
     made.mirror.set_word(inode, HELD, wait=False)
 
 
@@ -295,7 +295,7 @@ def test_a_word_that_changed_is_asked_about_again(one: Rig) -> None:
     path, inode = held_file(one)
     asked = one.unlink(path)
     question = one.policy.question()
-    one.mirror.set_word(inode, MORE, wait=False)
+    one.mirror.set_word(inode, MORE, wait=True)
     one.policy.proceed(question)
     again = one.policy.question()
     assert again == question
