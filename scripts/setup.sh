@@ -21,6 +21,8 @@ missing_packages() {
     have gcc && compiles '#include <stdio.h>' || echo libc6-dev
     have getfattr || echo attr
     have setfacl || echo acl
+    [ "$with" != dev ] || have rsync || echo rsync
+    [ "$with" != dev ] || have mkfs.ext4 || echo e2fsprogs
     if have "$python"; then
         "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
         "$python" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' \

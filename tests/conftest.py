@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,12 @@ def _obstacle(item: pytest.Item) -> str | None:
     if item.get_closest_marker("mount") and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "needs /dev/fuse"
     return None
+
+
+def pytest_configure() -> None:
+    """Takes all descriptors that there are to be had: a test opens a thousand connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -354,7 +354,7 @@ def test_a_frozen_word_can_be_lowered(one: Rig) -> None:
 
 
 def test_a_frozen_word_thaws_when_nobody_answers(tmp_path: Path) -> None:
-    with rig(tmp_path, decision_timeout=0.5) as made:
+    with rig(tmp_path, decision_timeout=2.0) as made:
         path, inode = held_file(made)
         asked = made.unlink(path)
         frozen_question(made, inode)
