@@ -2,7 +2,8 @@
 
     python benchmarks/compare.py [--rounds N] [--quick] [--on DIR] [--json FILE] [--only WORD]
 
-A round measures a row on every filesystem, one after the other, so that a slow minute of the machine hits all alike.
+A round measures a row on every filesystem, one after the other and in a changing order, so that a slow minute of the
+machine hits all alike.
 What is told is the median over the rounds, as a ratio to the backing tree and to bindfs of the same round: absolute
 times of a shared machine mean little.
 """
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
+from typing import TypeVar
 
 from peers import Peer, available, cpu_seconds, versions
 from rich.console import Console
@@ -24,6 +27,7 @@ from rich.table import Table
 from rows import DATA, METADATA, Row
 
 BACKING = "backing tree"
+T = TypeVar("T")
 Times = dict[str, dict[str, list[float]]]
 
 
@@ -38,7 +42,7 @@ def measure(rows: list[Row], peers: list[Peer], source: str, workspace: str, rou
             seen[peer.name] = (mountpoint, stack.enter_context(peer.mounted(source, mountpoint)))
         for turn in range(rounds):
             for place, row in enumerate(rows):
-                for number, (name, (root, pid)) in enumerate(seen.items()):
+                for number, (name, (root, pid)) in shuffled(list(enumerate(seen.items())), f"{turn} {row.name}"):
                     directory = f"w{turn}-{place}-{number}"  # a new name: the old one may be cached
                     before = cpu_seconds(pid)
                     taken = row.measure(os.path.join(source, directory), os.path.join(root, directory))
@@ -49,6 +53,11 @@ def measure(rows: list[Row], peers: list[Peer], source: str, workspace: str, rou
                 forget()
             print(f"round {turn + 1} of {rounds}", file=sys.stderr)
     return wall, cpu
+
+
+def shuffled(things: list[T], seed: str) -> list[T]:
+    """The same in another order, so that nobody always follows the same: what ran before leaves the machine warm."""
+    return random.Random(seed).sample(things, len(things))
 
 
 def forget() -> None:

@@ -103,7 +103,7 @@ static bool is_the_end(int error) {
 static void loop(struct worker *worker) {
     struct mirror *mirror = worker->mirror;
     while (!atomic_load_explicit(&mirror->ended, memory_order_relaxed)) {
-        ssize_t size = crew_read(worker);
+        ssize_t size = read(mirror->device, worker->in, MESSAGE_MAX);
         if (size == 0 || (size < 0 && is_the_end(errno))) break;
         if (size < 0) continue; /* EINTR; ENOENT: the request was taken back */
         struct request request;
@@ -121,8 +121,6 @@ static void *work(void *argument) {
         loop(&worker);
         worker_end(&worker);
     }
-    atomic_store(&mirror->ended, true); /* for all: the mount has ended, or this one could not begin */
-    crew_dismiss(mirror);
     if (atomic_fetch_sub(&mirror->workers_left, 1) == 1) {
         uint64_t one = 1;
         if (write(mirror->finished, &one, sizeof one) < 0 && errno != EAGAIN) abort();
@@ -163,7 +161,6 @@ int channel_start(struct mirror *mirror) {
  * device is closed. */
 void channel_stop(struct mirror *mirror) {
     atomic_store(&mirror->ended, true);
-    crew_dismiss(mirror);
     for (unsigned i = 0; i < mirror->workers; i++) {
         struct timespec patience;
         do {

@@ -2,7 +2,6 @@
  * The mirror: everything that the C sources of this directory share.
  *
  *   channel      /dev/fuse: the session, its workers, replies
- *   crew         which worker reads next
  *   request      a message of the kernel, taken apart and checked
  *   operations   which function answers which opcode
  *   entries attributes xattrs files directories removals    the operations
@@ -151,17 +150,6 @@ enum counter {
     C_XATTR, C_FORGET, C_OTHER, C_ASKED, C_TIMED_OUT, C_ASKED_AGAIN, COUNTERS
 };
 
-/* Who reads from /dev/fuse, and who sleeps until there is more to do. */
-struct crew {
-    pthread_mutex_t lock;
-    pthread_cond_t called, look;
-    unsigned asleep, calls; /* under the lock */
-    bool watching;          /* under the lock */
-    atomic_bool watch_sleeps;
-    atomic_uint readers;
-    atomic_ulong taken; /* requests */
-};
-
 struct question;
 
 struct questions {
@@ -202,7 +190,6 @@ struct mirror {
     } budget;
 
     struct questions questions;
-    struct crew crew;
     atomic_bool handles; /* file handles of the root device can be opened */
     bool flushes;        /* closing a file does something on the root device's filesystem */
     atomic_bool passthrough;
@@ -237,12 +224,6 @@ void negotiate(struct worker *worker, const struct request *request);
 static inline void count(struct mirror *mirror, enum counter counter) {
     atomic_fetch_add_explicit(&mirror->counters[counter], 1, memory_order_relaxed);
 }
-
-/* crew.c */
-int crew_init(struct mirror *mirror);
-void crew_destroy(struct mirror *mirror);
-ssize_t crew_read(struct worker *worker); /* waits for this worker's turn; as read(2), 0 at the end */
-void crew_dismiss(struct mirror *mirror); /* nobody waits any more: `ended` has been set */
 
 /* operations.c: answers one request, or hands it to the policy. */
 void serve(struct worker *worker, const struct request *request);

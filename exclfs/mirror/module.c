@@ -45,7 +45,6 @@ static void mirror_free(struct mirror *mirror) {
     inodes_destroy(mirror);
     questions_destroy(mirror);
     backing_destroy(mirror);
-    crew_destroy(mirror);
     locks_destroy(mirror);
     sem_destroy(&mirror->begun);
     if (mirror->finished >= 0) close(mirror->finished);
@@ -109,7 +108,6 @@ static int mirror_new(struct mirror **made, int source, int device, int channel,
     mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int error = mirror->finished < 0 || mirror->proc_self_fd < 0 || sem_init(&mirror->begun, 0, 0) ? -errno : 0;
     if (!error) error = locks_init(mirror);
-    if (!error) error = crew_init(mirror);
     if (!error) error = backing_init(mirror);
     if (!error) error = inodes_init(mirror);
     if (!error) error = questions_init(mirror, channel);
