@@ -1,6 +1,7 @@
 /*
  * The mirror: everything that the C sources of this directory share.
  *
+ *   mirror       one tree: what it is made of
  *   channel      /dev/fuse: the session, its workers, replies
  *   request      a message of the kernel, taken apart and checked
  *   operations   which function answers which opcode
@@ -9,6 +10,7 @@
  *   backing      a descriptor for an inode, from a budget; identity verified
  *   locks        the stripes that make removals and trylocks linearisable
  *   questions    requests that wait for a verdict of the policy
+ *   paths        a path below the root, looked up as somebody else
  *   requester    doing something as the user who asked for it
  *   module       the Python face
  *
@@ -210,6 +212,14 @@ struct worker {
     gid_t own_gid;
     struct question *verdict; /* PROCEED of this question is being carried out, or NULL */
 };
+
+/* mirror.c */
+int mirror_new(struct mirror **made, int source, int device, int channel, struct settings settings); /* 0 or -errno */
+void mirror_free(struct mirror *mirror); /* its threads have been stopped */
+
+/* paths.c */
+int path_resolve(struct mirror *mirror, const char *path, uid_t uid, gid_t gid, const gid_t *groups, size_t count,
+                 struct inode **found);
 
 /* channel.c */
 int channel_mount(const char *mountpoint, const char *source, const char *type, unsigned long flags, const char *data);

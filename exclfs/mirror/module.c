@@ -10,15 +10,8 @@
 
 #include "mirror.h"
 
-#include <linux/magic.h>
-#include <linux/openat2.h>
-#include <signal.h>
-#include <stdio.h>
-#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/vfs.h>
 
 typedef struct {
     PyObject_HEAD
@@ -39,83 +32,6 @@ static PyObject *os_error(int error) {
 }
 
 /* ---- making and ending ---------------------------------------------------------------------------------- */
-
-/* Also what was made by half: in glibc a lock of zeros is one that can be destroyed. */
-static void mirror_free(struct mirror *mirror) {
-    inodes_destroy(mirror);
-    questions_destroy(mirror);
-    backing_destroy(mirror);
-    locks_destroy(mirror);
-    sem_destroy(&mirror->begun);
-    if (mirror->finished >= 0) close(mirror->finished);
-    if (mirror->proc_self_fd >= 0) close(mirror->proc_self_fd);
-    free(mirror);
-}
-
-/* Whether file handles of the root's device can be opened again; found out by opening the root's own. */
-static bool handles_work(struct mirror *mirror) {
-    union {
-        struct file_handle handle;
-        char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
-    } root;
-    root.handle.handle_bytes = MAX_HANDLE_SZ;
-    int mount;
-    if (name_to_handle_at(mirror->source, "", &root.handle, &mount, AT_EMPTY_PATH)) return false;
-    int fd = open_by_handle_at(mirror->source, &root.handle, O_PATH | O_CLOEXEC);
-    if (fd < 0) return false;
-    close(fd);
-    return true;
-}
-
-/* On overlayfs a file that is copied up to be written has a new birth time, and is the same file. */
-static bool births_count(struct mirror *mirror) {
-    struct statfs filesystem;
-    return fstatfs(mirror->source, &filesystem) == 0 && filesystem.f_type != OVERLAYFS_SUPER_MAGIC;
-}
-
-/* Whether the filesystem has a flush operation. Those that are known to have none: */
-static bool flushes(int fd) {
-    static const long without[] = {EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, F2FS_SUPER_MAGIC};
-    struct statfs status;
-    if (fstatfs(fd, &status)) return true;
-    for (unsigned i = 0; i < sizeof without / sizeof *without; i++)
-        if (status.f_type == without[i]) return false;
-    return true;
-}
-
-static int mirror_root(struct mirror *mirror) {
-    struct statx attributes;
-    int error = stat_at(mirror->source, "", &attributes);
-    if (error) return error;
-    mirror->births = births_count(mirror);
-    atomic_store(&mirror->handles, mirror->settings.privileged && handles_work(mirror));
-    mirror->flushes = flushes(mirror->source);
-    mirror->root = inode_seen(mirror, NULL, "", mirror->source, &attributes, 1);
-    if (mirror->root == NULL) return -ENOMEM;
-    int kept = fcntl(mirror->source, F_DUPFD_CLOEXEC, 0);
-    return kept < 0 ? -errno : backing_adopt(mirror, mirror->root, kept);
-}
-
-static int mirror_new(struct mirror **made, int source, int device, int channel, struct settings settings) {
-    struct mirror *mirror = calloc(1, sizeof *mirror);
-    if (mirror == NULL) return -ENOMEM;
-    mirror->settings = settings;
-    mirror->source = source;
-    mirror->device = device;
-    atomic_store(&mirror->passthrough, settings.passthrough);
-    mirror->questions.wake = -1;
-    mirror->finished = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int error = mirror->finished < 0 || mirror->proc_self_fd < 0 || sem_init(&mirror->begun, 0, 0) ? -errno : 0;
-    if (!error) error = locks_init(mirror);
-    if (!error) error = backing_init(mirror);
-    if (!error) error = inodes_init(mirror);
-    if (!error) error = questions_init(mirror, channel);
-    if (!error) error = mirror_root(mirror);
-    if (error) mirror_free(mirror);
-    else *made = mirror;
-    return error;
-}
 
 static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout", "decision_timeout",
@@ -251,46 +167,9 @@ static PyObject *Mirror_attributes(MirrorObject *self, PyObject *argument) {
                          attributes.stx_nlink);
 }
 
-/* ---- a path below the root, as somebody else ------------------------------------------------------------ */
+/* ---- a path below the root ------------------------------------------------------------------------------ */
 
-struct path_search {
-    int source;
-    const char *path;
-};
-
-static int search_path(void *argument) {
-    const struct path_search *search = argument;
-    struct open_how how = {
-        .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-    };
-    int fd = (int)syscall(SYS_openat2, search->source, search->path, &how, sizeof how);
-    return fd < 0 ? -errno : fd;
-}
-
-/* Makes the inode behind an O_PATH descriptor known, with every directory that leads to it. */
-static struct inode *know_path(struct mirror *mirror, const char *path) {
-    struct inode *at = mirror->root;
-    inode_get(at);
-    char *copy = strdup(path), *rest = copy, *name;
-    while (copy != NULL && at != NULL && (name = strsep(&rest, "/")) != NULL) {
-        if (*name == 0 || strcmp(name, ".") == 0) continue;
-        struct statx attributes;
-        int fd = backing_get(mirror, at);
-        struct inode *next = NULL;
-        if (fd >= 0) {
-            if (strcmp(name, "..") != 0 && stat_at(fd, name, &attributes) == 0)
-                next = inode_seen(mirror, at, name, fd, &attributes, 0);
-            backing_put(mirror, at);
-        }
-        inode_put(mirror, at);
-        at = next;
-    }
-    free(copy);
-    return at;
-}
-
-/* The reference that a resolved inode keeps until release_inode(). */
+/* The inode keeps a reference until release(). */
 static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
     const char *path;
     unsigned uid, gid;
@@ -308,20 +187,10 @@ static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
         free(groups);
         return NULL;
     }
-    struct path_search search = {mirror->source, *path ? path : "."};
-    struct inode *inode = NULL;
-    int error = 0;
+    struct inode *inode;
+    int error;
     BEGIN_WORK(self)
-    int fd = run_as(uid, gid, groups, (size_t)count, search_path, &search);
-    struct statx seen;
-    error = fd < 0 ? fd : stat_at(fd, "", &seen);
-    if (!error) {
-        inode = know_path(mirror, path);
-        /* What the requester could reach, and nothing else. */
-        if (inode == NULL || !same_key(inode->key, key_of(&seen)) || !same_birth(inode, &seen)) error = -ESTALE;
-    }
-    if (fd >= 0) close(fd);
-    if (error && inode != NULL) inode_put(mirror, inode);
+    error = path_resolve(mirror, path, uid, gid, groups, (size_t)count, &inode);
     END_WORK(self)
     free(groups);
     return error ? os_error(error) : inode_tuple(inode);

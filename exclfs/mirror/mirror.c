@@ -1,0 +1,85 @@
+/*
+ * The mirror of one tree: what it is made of, and what the filesystem behind it can.
+ */
+#include "mirror.h"
+
+#include <linux/magic.h>
+#include <sys/eventfd.h>
+#include <sys/vfs.h>
+
+/* Also what was made by half: in glibc a lock of zeros is one that can be destroyed. */
+void mirror_free(struct mirror *mirror) {
+    inodes_destroy(mirror);
+    questions_destroy(mirror);
+    backing_destroy(mirror);
+    locks_destroy(mirror);
+    sem_destroy(&mirror->begun);
+    if (mirror->finished >= 0) close(mirror->finished);
+    if (mirror->proc_self_fd >= 0) close(mirror->proc_self_fd);
+    free(mirror);
+}
+
+/* Whether file handles of the root's device can be opened again; found out by opening the root's own. */
+static bool handles_work(struct mirror *mirror) {
+    union {
+        struct file_handle handle;
+        char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+    } root;
+    root.handle.handle_bytes = MAX_HANDLE_SZ;
+    int mount;
+    if (name_to_handle_at(mirror->source, "", &root.handle, &mount, AT_EMPTY_PATH)) return false;
+    int fd = open_by_handle_at(mirror->source, &root.handle, O_PATH | O_CLOEXEC);
+    if (fd < 0) return false;
+    close(fd);
+    return true;
+}
+
+/* On overlayfs a file that is copied up to be written has a new birth time, and is the same file. */
+static bool births_count(struct mirror *mirror) {
+    struct statfs filesystem;
+    return fstatfs(mirror->source, &filesystem) == 0 && filesystem.f_type != OVERLAYFS_SUPER_MAGIC;
+}
+
+/* Whether the filesystem has a flush operation. Those that are known to have none: */
+static bool flushes(int fd) {
+    static const long without[] = {EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, F2FS_SUPER_MAGIC};
+    struct statfs status;
+    if (fstatfs(fd, &status)) return true;
+    for (unsigned i = 0; i < sizeof without / sizeof *without; i++)
+        if (status.f_type == without[i]) return false;
+    return true;
+}
+
+static int mirror_root(struct mirror *mirror) {
+    struct statx attributes;
+    int error = stat_at(mirror->source, "", &attributes);
+    if (error) return error;
+    mirror->births = births_count(mirror);
+    atomic_store(&mirror->handles, mirror->settings.privileged && handles_work(mirror));
+    mirror->flushes = flushes(mirror->source);
+    mirror->root = inode_seen(mirror, NULL, "", mirror->source, &attributes, 1);
+    if (mirror->root == NULL) return -ENOMEM;
+    int kept = fcntl(mirror->source, F_DUPFD_CLOEXEC, 0);
+    return kept < 0 ? -errno : backing_adopt(mirror, mirror->root, kept);
+}
+
+int mirror_new(struct mirror **made, int source, int device, int channel, struct settings settings) {
+    struct mirror *mirror = calloc(1, sizeof *mirror);
+    if (mirror == NULL) return -ENOMEM;
+    mirror->settings = settings;
+    mirror->source = source;
+    mirror->device = device;
+    atomic_store(&mirror->passthrough, settings.passthrough);
+    mirror->questions.wake = -1;
+    mirror->finished = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int error = mirror->finished < 0 || mirror->proc_self_fd < 0 || sem_init(&mirror->begun, 0, 0) ? -errno : 0;
+    if (!error) error = locks_init(mirror);
+    if (!error) error = backing_init(mirror);
+    if (!error) error = inodes_init(mirror);
+    if (!error) error = questions_init(mirror, channel);
+    if (!error) error = mirror_root(mirror);
+    if (error) mirror_free(mirror);
+    else *made = mirror;
+    return error;
+}
