@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     Ready = Callable[[dict[str, Any]], None]
 
+ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+"""The signals that end a server as its unmounting does."""
 FAILED: Final = 6
 """Exit code: the mount failed."""
 MOST_DESCRIPTORS: Final = 4096
@@ -68,6 +70,9 @@ def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
         MountFailed: it did not come to serve; nothing is left mounted.
     """
     with ExitStack() as stack:
+        # Until `serve` listens for it, a signal has to wait: it would leave a mount behind that nobody serves.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, ENDING)
         try:
             server = _build(settled, stack, foreground=foreground)
         except OSError as error:
@@ -155,9 +160,10 @@ class _Server:
         """Serves until the mount ends or a signal ends it. Whatever happens, no mount stays behind."""
         try:
             with (
-                trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+                trio.open_signal_receiver(*ENDING) as signals,
                 self._questions.open(self._policy()),
             ):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
                 self._start_mirror()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(session.serve)

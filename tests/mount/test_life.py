@@ -58,6 +58,31 @@ def test_a_signal_unmounts(mount: Mount, number: signal.Signals) -> None:
         must_have_ended_cleanly(mounted, address)
 
 
+EARLY = """
+import os, signal, sys
+from exclfs import mount
+from exclfs.mirror import channel
+
+mounted = channel.mount
+
+def and_a_signal(*arguments, **named):
+    device = mounted(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return device
+
+channel.mount = and_a_signal
+sys.exit(mount.main())
+"""
+
+
+def test_a_signal_that_comes_between_mounting_and_serving_leaves_no_mount(tmp_path: Path) -> None:
+    script = tmp_path / "early.py"
+    script.write_text(EARLY)
+    with start(tmp_path, program=[str(script)]) as mounted:
+        assert mounted.process.wait(30) == 0
+        assert os.fsencode(mounted.root) not in mounts_now()
+
+
 @pytest.mark.parametrize(
     "words",
     [["umount"], ["fusermount3", "-u"], ["umount", "-l"], [sys.executable, "-m", "exclfs.cli", "umount"]],
