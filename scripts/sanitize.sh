@@ -38,6 +38,7 @@ status=0
 echo "sanitize: the mirror alone, with $kind"
 LD_PRELOAD=$preload PYTHONPATH=$build/site setarch -R \
     "$python" -P -m pytest -q -p no:cacheprovider tests/mirror "$@" || status=$?
+[ $status -ne 5 ] || [ $# -eq 0 ] || status=0 # pytest's word for none: the arguments chose only what mounts
 
 echo "sanitize: mounted, with $kind"
 export EXCLFS_TEST_PRELOAD="$preload" EXCLFS_TEST_PYTHONPATH="$build/site"

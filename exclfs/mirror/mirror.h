@@ -369,7 +369,6 @@ void op_listxattr(struct worker *, const struct request *);
 void op_removexattr(struct worker *, const struct request *);
 
 /* shared by operations */
-bool is_exclfs_name(const char *name); /* an xattr of ours: the policy answers it */
 void fill_attr(const struct mirror *mirror, const struct statx *from, struct fuse_attr *to);
 void fill_timeout(double seconds, uint64_t *whole, uint32_t *nanoseconds);
 void fill_entry(const struct mirror *mirror, const struct inode *inode, const struct statx *attributes,

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <sys/xattr.h>
 
-bool is_exclfs_name(const char *name) {
+static bool is_exclfs_name(const char *name) {
     return strncmp(name, "user.exclfs.", 12) == 0 || strncmp(name, "system.exclfs.", 14) == 0;
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import exclfs
 from harness import Mounted, start
 from twins import Twins
 
@@ -49,3 +50,17 @@ def twins(any_mount: Mounted) -> Twins:
         directory.mkdir()
         directory.chmod(0o777)
     return found
+
+
+@pytest.fixture
+def it_serves_afterwards(mounted: Mounted) -> Iterator[None]:
+    """Whatever was done: nothing in the mount has changed, and it places, refuses and lets go as before."""
+    mounted.expect("refused", '"pid')
+    path = mounted.setup("kept")
+    before = sorted(mounted.backing.rglob("*"))
+    yield
+    assert sorted(mounted.backing.rglob("*")) == before
+    assert exclfs.holds(path) == ()
+    with exclfs.hold(path), pytest.raises(OSError, match="busy"):
+        path.rmdir()
+    path.rmdir()

@@ -12,29 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-import exclfs
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from harness import Mounted
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
-
-
-@pytest.fixture(autouse=True)
-def it_serves_afterwards(mounted: Mounted) -> Iterator[None]:
-    """Whatever was done: nothing in the mount has changed, and it places, refuses and lets go as before."""
-    mounted.expect("refused", '"pid')
-    path = mounted.setup("kept")
-    before = sorted(mounted.backing.rglob("*"))
-    yield
-    assert sorted(mounted.backing.rglob("*")) == before
-    assert exclfs.holds(path) == ()
-    with exclfs.hold(path), pytest.raises(OSError, match="busy"):
-        path.rmdir()
-    path.rmdir()
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.usefixtures("it_serves_afterwards")]
 
 
 class Client:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import exclfs
 from harness import mounts_now
 from program import complaint
 from program import exclfs as command
@@ -19,21 +18,7 @@ if TYPE_CHECKING:
 
     from harness import Mounted
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
-
-
-@pytest.fixture(autouse=True)
-def it_serves_afterwards(mounted: Mounted) -> Iterator[None]:
-    """Whatever was done: nothing in the mount has changed, and it places, refuses and lets go as before."""
-    mounted.expect("refused", '"pid')
-    path = mounted.setup("kept")
-    before = sorted(mounted.backing.rglob("*"))
-    yield
-    assert sorted(mounted.backing.rglob("*")) == before
-    assert exclfs.holds(path) == ()
-    with exclfs.hold(path), pytest.raises(OSError, match="busy"):
-        path.rmdir()
-    path.rmdir()
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.usefixtures("it_serves_afterwards")]
 
 
 @pytest.fixture
