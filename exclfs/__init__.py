@@ -20,19 +20,19 @@ from exclfs import holds as _rules  # noqa: F401
 from exclfs._version import __version__
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from exclfs.client.calls import Path
     from exclfs.client.errors import (
         BadAnswer,
         ClientError,
         Disconnected,
+        Listening,
         NoAnswer,
         NoServer,
         NotAMount,
         WrongServer,
     )
-    from exclfs.client.sync_client import Client
+    from exclfs.client.functions import events, hold, inuse, release, why
+    from exclfs.client.sync_client import Client, Events, connect
     from exclfs.holds.errors import (
         BadHold,
         BadObject,
@@ -40,36 +40,83 @@ if TYPE_CHECKING:
         Held,
         HoldError,
         NoSuchHold,
+        NotKept,
         NotPermitted,
         UnknownFlag,
     )
-    from exclfs.holds.flags import Flags
-    from exclfs.holds.hold import Hold
-    from exclfs.holds.holder import Holder
-    from exclfs.wire.messages import WhyReply
+    from exclfs.holds.events import (
+        Broken,
+        Event,
+        Expired,
+        Locked,
+        LockFailed,
+        ModeChanged,
+        Orphaned,
+        Reaped,
+        Refused,
+        UnlockBad,
+        Unlocked,
+    )
+    from exclfs.holds.flags import Flags, Operation
+    from exclfs.holds.hold import Hold, Inode
+    from exclfs.holds.holder import Holder, Process
+    from exclfs.holds.lifetime import Close, Connection, Exit, StateFile, Time, Unmount
+    from exclfs.holds.mode import Mode, OpenFiles
+    from exclfs.wire.errors import EventsLost
+    from exclfs.wire.messages import Cause, Status, WhyReply
 
 __all__ = [
     "BadAnswer",
     "BadHold",
     "BadObject",
+    "Broken",
+    "Cause",
     "Client",
     "ClientError",
+    "Close",
+    "Connection",
     "Disconnected",
+    "Event",
+    "Events",
+    "EventsLost",
+    "Exit",
+    "Expired",
     "Flags",
     "Gone",
     "Held",
     "Hold",
     "HoldError",
     "Holder",
+    "Inode",
+    "Listening",
+    "LockFailed",
+    "Locked",
+    "Mode",
+    "ModeChanged",
     "NoAnswer",
     "NoServer",
     "NoSuchHold",
     "NotAMount",
+    "NotKept",
     "NotPermitted",
+    "OpenFiles",
+    "Operation",
+    "Orphaned",
+    "Process",
+    "Reaped",
+    "Refused",
+    "StateFile",
+    "Status",
+    "Time",
     "UnknownFlag",
+    "UnlockBad",
+    "Unlocked",
+    "Unmount",
+    "WhyReply",
     "WrongServer",
     "__version__",
     "connect",
+    "events",
     "hold",
     "holds",
     "inuse",
@@ -78,35 +125,27 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "exclfs.client.errors": (
-        "BadAnswer",
-        "ClientError",
-        "Disconnected",
-        "NoAnswer",
-        "NoServer",
-        "NotAMount",
-        "WrongServer",
+    "exclfs.client.errors": "BadAnswer ClientError Disconnected Listening NoAnswer NoServer NotAMount WrongServer",
+    "exclfs.client.functions": "events hold inuse release why",
+    "exclfs.client.sync_client": "Client Events connect",
+    "exclfs.holds.errors": "BadHold BadObject Gone Held HoldError NoSuchHold NotKept NotPermitted UnknownFlag",
+    "exclfs.holds.events": (
+        "Broken Event Expired LockFailed Locked ModeChanged Orphaned Reaped Refused UnlockBad Unlocked"
     ),
-    "exclfs.client.sync_client": ("Client",),
-    "exclfs.holds.errors": (
-        "BadHold",
-        "BadObject",
-        "Gone",
-        "Held",
-        "HoldError",
-        "NoSuchHold",
-        "NotPermitted",
-        "UnknownFlag",
-    ),
-    "exclfs.holds.flags": ("Flags",),
-    "exclfs.holds.hold": ("Hold",),
-    "exclfs.holds.holder": ("Holder",),
+    "exclfs.holds.flags": "Flags Operation",
+    "exclfs.holds.hold": "Hold Inode",
+    "exclfs.holds.holder": "Holder Process",
+    "exclfs.holds.lifetime": "Close Connection Exit StateFile Time Unmount",
+    "exclfs.holds.mode": "Mode OpenFiles",
+    "exclfs.wire.errors": "EventsLost",
+    "exclfs.wire.messages": "Cause Status WhyReply",
 }
+"""Where each name is, to be loaded when it is first used."""
 
 
 def __getattr__(name: str) -> object:
     for module, names in _HOMES.items():
-        if name in names:
+        if name in names.split():
             value: object = getattr(importlib.import_module(module), name)
             globals()[name] = value
             return value
@@ -117,91 +156,19 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def hold(
-    path: Path,
-    *,
-    holder: str | None = None,
-    reason: str = "",
-    claim: bool = True,
-    flags: Flags | None = None,
-    timeout: float | None = 30.0,
-) -> AbstractContextManager[Hold]:
-    """Holds `path` for as long as the `with` block runs, and gives the Hold.
-
-    It has a connection of its own, and ends with it: when the block is left, and when this process dies. Nothing is
-    held before the block is entered.
+def holds(path: Path, *, holder: str | None = None) -> tuple[Hold, ...]:
+    """Every hold that covers `path`, oldest first.
 
     Args:
-        path: what to hold; a symlink is held itself.
-        holder: who holds; by default the name of the running program.
-        reason: why, for whoever is refused.
-        claim: whether it is exclusive: EXCL_INUSE beside NO_REMOVE.
-        flags: exactly these, instead.
-        timeout: seconds that the server may take to answer; None waits for ever.
-
-    Raises:
-        Held: a claim is taken; its `hold` says by whom.
-        Gone: the path was removed meanwhile.
-        NotPermitted, BadHold: see there.
-        NotAMount, NoServer: the path is in no exclfs mount, or in one whose server is gone.
-        OSError: the path cannot be reached.
-    """
-    from exclfs.client import sync_client
-
-    return sync_client.hold(path, holder=holder, reason=reason, claim=claim, flags=flags, timeout=timeout)
-
-
-def connect(path: Path, *, timeout: float | None = 30.0) -> Client:
-    """Connects to the server of the mount that `path` is in, for several calls and for holds that live as long.
+        path: an object in a mount; what covers it from above counts, too.
+        holder: only the holds of whoever has this name.
 
     Raises:
         NotAMount, NoServer: the path is in no exclfs mount, or in one whose server is gone.
+        ClientError: the server did not answer, or not as it should.
         OSError: the path cannot be reached.
     """
-    from exclfs.client import sync_client
+    from exclfs.client.sync_client import connect
 
-    return sync_client.connect(path, timeout=timeout)
-
-
-def holds(path: Path, *, holder: str | None = None) -> tuple[Hold, ...]:
-    """Every hold on `path`, oldest first; of one holder, if one is named.
-
-    Raises:
-        NotAMount, NoServer, OSError: as connect().
-    """
     with connect(path) as client:
         return client.holds(path, holder=holder)
-
-
-def inuse(path: Path) -> bool:
-    """Whether there is any hold on `path`. It may be another answer a moment later: to remove it, try, and see EBUSY.
-
-    Raises:
-        NotAMount, NoServer, OSError: as connect().
-    """
-    return bool(holds(path))
-
-
-def why(path: Path) -> WhyReply:
-    """Why a removal of `path` is refused: `blocked`, and the `causes`, each with its sentence and its hold.
-
-    Raises:
-        NotAMount, NoServer, OSError: as connect().
-    """
-    with connect(path) as client:
-        return client.why(path)
-
-
-def release(path: Path, *, break_it: bool = False) -> tuple[Hold, ...]:
-    """Releases every hold of the caller on `path`, and returns them.
-
-    Args:
-        path: what to let go of.
-        break_it: somebody else's too; root, the mount's owner and the owner of the directory may do that.
-
-    Raises:
-        NotPermitted: they are not the caller's.
-        NotAMount, NoServer, OSError: as connect().
-    """
-    with connect(path) as client:
-        return client.release(path=path, break_it=break_it)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -27,15 +28,21 @@ from exclfs import diagnosis
 from exclfs.fuse import session
 from exclfs.fuse.operations import Policy
 from exclfs.fuse.xattrs import Xattrs
+from exclfs.holds.errors import NotKept
+from exclfs.holds.lifetime import Connection
+from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.holds.registry import Registry
 from exclfs.host import mounts, processes
 from exclfs.keeper import Keeper
-from exclfs.mirror import Mirror, channel, fuse_handle
+from exclfs.mirror import ROOT, Mirror, channel, fuse_handle
 from exclfs.options import AlreadyMounted, MountFailed, MountOptions
 from exclfs.services.control_server import ControlServer
 from exclfs.services.event_log import EventLog, open_log
 from exclfs.services.listener import open_control_socket
 from exclfs.services.objects import Objects
+from exclfs.services.reaper import Reaper
+from exclfs.services.state_database import StateFileError
+from exclfs.services.state_file import StateFile
 from exclfs.wire.messages import Status
 
 if TYPE_CHECKING:
@@ -77,9 +84,12 @@ def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
             server = _build(settled, stack, foreground=foreground)
         except OSError as error:
             raise MountFailed(_worded(error)) from error
-        except (channel.MountRefused, AlreadyMounted) as error:
+        except (channel.MountRefused, AlreadyMounted, StateFileError) as error:
             raise MountFailed(str(error)) from error
-        trio.run(server.serve, ready)
+        try:
+            trio.run(server.serve, ready)
+        except StateFileError as error:
+            raise MountFailed(str(error)) from error
     return 0
 
 
@@ -108,14 +118,24 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
             passthrough=settled.passthrough and os.geteuid() == 0,
             ask_always=settled.ask_always,
             privileged=os.geteuid() == 0,
+            hold_open=OpenFiles(settled.hold_open),
         )
         stack.callback(mirror.stop)
+        state = _open_state(settled, mirror)
+        if state is not None:
+            stack.callback(state.close)
         control = open_control_socket(_mount_at(settled.mountpoint).st_dev)
     except BaseException:
         channel.detach(settled.mountpoint)
         raise
     log.start()
-    return _Server(settled, log, mirror, questions, control)
+    return _Server(settled, log, mirror, questions, control, state)
+
+
+def _open_state(settled: MountOptions, mirror: Mirror) -> StateFile | None:
+    if settled.state is None:
+        return None
+    return StateFile.open(settled.state, mirror.identity(mirror.identify(ROOT)), mirror.identity, settled.mountpoint)
 
 
 def _mount(settled: MountOptions) -> int:
@@ -146,6 +166,7 @@ class _Server:
         mirror: Mirror,
         questions: session.Channel,
         control: ControlSocket,
+        state: StateFile | None,
     ) -> None:
         self._began = datetime.now(UTC)
         self._settled = settled
@@ -153,8 +174,21 @@ class _Server:
         self._mirror = mirror
         self._questions = questions
         self._control = control
-        self._keeper = Keeper(Registry(), mirror, owner=os.geteuid())
+        self._state = state
+        numbers = itertools.count(1 if state is None else state.next_number())
+        self._keeper = Keeper(
+            Registry(lambda: f"h{next(numbers)}"),
+            mirror,
+            mountpoint=settled.mountpoint,
+            owner=os.geteuid(),
+            limits=settled.limits,
+            holders_group=settled.holders,
+            mode=Mode(settled.mode),
+            open_files=OpenFiles(settled.hold_open),
+            store=state,
+        )
         self._keeper.subscribe(log.record)
+        self._reaper = Reaper(self._keeper)
 
     async def serve(self, ready: Ready) -> None:
         """Serves until the mount ends or a signal ends it. Whatever happens, no mount stays behind."""
@@ -164,9 +198,13 @@ class _Server:
                 self._questions.open(self._policy()),
             ):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+                if self._state is not None:
+                    # Before the first request: what was held when the last server ended can never be removed.
+                    await self._state.restore(self._keeper, self._mirror, self._reaper)
                 self._start_mirror()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(session.serve)
+                    nursery.start_soon(self._reaper.run)
                     # From a thread: this one must not wait for its own mount.
                     await trio.to_thread.run_sync(os.stat, self._settled.mountpoint)
                     nursery.start_soon(self._control_server().serve, self._control.listener)
@@ -178,6 +216,8 @@ class _Server:
             with trio.CancelScope(shield=True):
                 await self._control.close()
                 await self._take_away()
+                await self._forget_what_the_unmount_ends()
+                self._reaper.close()
 
     def _start_mirror(self) -> None:
         try:
@@ -206,6 +246,11 @@ class _Server:
         with trio.move_on_after(LAST_USERS):
             await trio.lowlevel.wait_readable(self._mirror.finished)
 
+    async def _forget_what_the_unmount_ends(self) -> None:
+        if self._state is not None:
+            with suppress(NotKept):  # it is in the log; at the next mount these holds are back
+                await self._state.forget_unmounted()
+
     def _policy(self) -> Policy:
         return Policy(
             keeper=self._keeper,
@@ -224,7 +269,14 @@ class _Server:
             st_dev=mount.st_dev,
             mount_id=mount.id,
         )
-        return ControlServer(keeper=self._keeper, objects=objects, status=self._status, why=diagnosis.why)
+        return ControlServer(
+            keeper=self._keeper,
+            objects=objects,
+            status=self._status,
+            why=diagnosis.why,
+            watch=self._reaper.watch,
+            settle=self._reaper.settle,
+        )
 
     def _status(self) -> Status:
         counters = self._mirror.counters()
@@ -238,16 +290,21 @@ class _Server:
             log=self._log.where,
             passthrough=bool(counters["passthrough"]),
             ask_always=self._settled.ask_always,
+            mode=self._keeper.mode,
+            hold_open=self._keeper.open_files,
+            state=self._settled.state,
             holds=len(self._keeper.registry),
             holders=dict(Counter(hold.holder.name for hold in self._keeper.registry.all())),
             refusals=self._keeper.counts["refused"],
+            would_have_refused=self._keeper.counts["would_refuse"],
             last_refusals=tuple(self._keeper.refusals),
             requests=requests,
             answered_without_a_decision=sum(requests.values()) - counters["asked"] + counters["asked_again"],
             verdicts_timed_out=counters["timed_out"],
             inodes=counters["inodes"],
             descriptors=counters["descriptors"],
-            connections=len(self._keeper.connections),
+            connections=sum(isinstance(end, Connection) for end in self._keeper.present),
+            waiting=self._keeper.waiting,
         )
 
 

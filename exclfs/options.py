@@ -6,6 +6,7 @@ fstab(5) are read and dropped, so that the same line works by hand, from fstab a
 
 from __future__ import annotations
 
+import grp
 import math
 import os
 import re
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
 
+from exclfs import durations
+from exclfs.holds.limits import MAX_REASON, Limits
+from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.host import mounts
 
 if TYPE_CHECKING:
@@ -54,6 +58,27 @@ class MountOptions:
     """Workers of the mirror; None lets it choose."""
     log: str | None = None
     """journal, syslog, stderr or the path of a file; None lets the server choose."""
+    mode: str = Mode.ENFORCE.value
+    """A Mode: whether holds are enforced."""
+    hold_open: str = OpenFiles.NONE.value
+    """An OpenFiles: whose open files are held against other processes."""
+    state: str | None = None
+    """The state file, for holds that survive the server; None for none."""
+    holders: int | None = None
+    """The gid of the group whose members may place NO_REMOVE on what they can read."""
+    max_holds: int = Limits().holds
+    """Holds of one user at one time."""
+    max_reason: int = Limits().reason
+    """Bytes of a reason."""
+    max_ttl: float = Limits().ttl
+    """Seconds that a user may place or renew a hold for."""
+    max_connections: int = Limits().connections
+    """Connections of one user to the control socket."""
+
+    @property
+    def limits(self) -> Limits:
+        """What one user may have."""
+        return Limits(holds=self.max_holds, reason=self.max_reason, ttl=self.max_ttl, connections=self.max_connections)
 
     @property
     def in_place(self) -> bool:
@@ -200,6 +225,37 @@ def _words(text: str) -> str:
     return text
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _reason_size(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= MAX_REASON:
+        raise ValueError
+    return value
+
+
+def _group(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise ValueError from None
+
+
+def _mode(text: str) -> str:
+    return Mode(text).value
+
+
+def _open_files(text: str) -> str:
+    return OpenFiles(text).value
+
+
 _VALUES: Final[dict[str, tuple[Callable[[str], float | int | str], str]]] = {
     "entry_timeout": (_seconds, "a number of seconds, 0 or more"),
     "attr_timeout": (_seconds, "a number of seconds, 0 or more"),
@@ -207,6 +263,14 @@ _VALUES: Final[dict[str, tuple[Callable[[str], float | int | str], str]]] = {
     "threads": (_thread_count, f"a number from 1 to {MOST_THREADS}"),
     "fsname": (_words, "a name"),
     "log": (_words, "journal, syslog, stderr or a file"),
+    "mode": (_mode, f"one of {', '.join(Mode)}"),
+    "hold_open": (_open_files, f"one of {', '.join(OpenFiles)}"),
+    "state": (_words, "a file"),
+    "holders": (_group, "a group that there is, or its number"),
+    "max_holds": (_count, "a number, 0 or more"),
+    "max_reason": (_reason_size, f"a number of bytes from 0 to {MAX_REASON}"),
+    "max_ttl": (durations.seconds, f"a time: {durations.FORMS}"),
+    "max_connections": (_count, "a number, 0 or more"),
 }
 _SWITCHES: Final[dict[str, tuple[str, bool]]] = {
     "allow_other": ("allow_other", True),
@@ -306,7 +370,13 @@ def check(options: MountOptions) -> MountOptions:
         raise Nested(source, mountpoint, mountpoint)
     if options.allow_other and os.geteuid() != 0 and not _user_allow_other():
         raise NotAllowed(f"allow_other needs the line user_allow_other in {FUSE_CONF}")
-    settled = evolve(options, source=source, mountpoint=mountpoint, log=_real_log(options.log, mountpoint))
+    settled = evolve(
+        options,
+        source=source,
+        mountpoint=mountpoint,
+        log=_real_log(options.log, mountpoint),
+        state=None if options.state is None else _real_file("state", options.state, mountpoint),
+    )
     if settled.in_place:
         return _with_flags_from_below(settled)
     _nothing_would_be_hidden(mountpoint)
@@ -345,12 +415,14 @@ def _real_mountpoint(path: str) -> str:
 
 
 def _real_log(log: str | None, mountpoint: str) -> str | None:
-    """The log's path as it is here: the server works in the root directory. One that is no file stays as it is."""
-    if log is None or log in LOG_SERVICES:
-        return log
-    path = os.path.join(os.path.realpath(os.path.dirname(log)), os.path.basename(log))
+    return log if log is None or log in LOG_SERVICES else _real_file("log", log, mountpoint)
+
+
+def _real_file(option: str, file: str, mountpoint: str) -> str:
+    """The path of a file as it is here: the server works in the root directory."""
+    path = os.path.join(os.path.realpath(os.path.dirname(file)), os.path.basename(file))
     if _inside(path, mountpoint):
-        raise BadOption(f"log={log}", "would be inside the mount, and keep it busy")
+        raise BadOption(f"{option}={file}", "would be inside the mount, and keep it busy")
     return path
 
 

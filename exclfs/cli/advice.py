@@ -20,6 +20,7 @@ from exclfs import options
 from exclfs.cli.output import shown, when, who
 from exclfs.client import errors as client
 from exclfs.holds import errors as holds
+from exclfs.wire.errors import EventsLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,15 @@ class UnmountFailed(Exception):
         super().__init__(f"{mountpoint}: {why}")
         self.mountpoint = mountpoint
         self.why = why
+
+
+class WaitedInVain(Exception):
+    """What was waited for, as long as was wanted, is still held; `held` says by whom, `wait` is the time as typed."""
+
+    def __init__(self, held: holds.Held, wait: str) -> None:
+        super().__init__(f"{held} after {wait}")
+        self.held = held
+        self.wait = wait
 
 
 class SeveralMounts(Exception):
@@ -130,9 +140,15 @@ _SERVER_GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 RULES: Final = (
     _Rule(Usage, USAGE, _usage),
     _Rule(holds.Held, HELD, _held),
+    _Rule(
+        WaitedInVain,
+        HELD,
+        lambda error: f"waited for {error.wait}{'' if error.wait[-1].isalpha() else 's'} in vain: {_held(error.held)}",
+    ),
     _Rule(holds.NoSuchHold, NO, lambda error: f"there is no hold {error.id}; `exclfs holds` lists those there are"),
     _Rule(holds.Gone, USAGE, lambda error: f"{error}: there is nothing left to hold"),
     _Rule(holds.NotPermitted, NOT_PERMITTED, lambda error: error.why),
+    _Rule(holds.NotKept, NO_SERVER, lambda error: f"{error.why}; nothing was placed"),
     _Rule(holds.UnknownFlag, USAGE, str),
     _Rule(holds.BadHold, USAGE, lambda error: error.why),
     _Rule(holds.BadObject, NO_SERVER, lambda error: error.why),
@@ -159,6 +175,7 @@ RULES: Final = (
     ),
     _Rule(client.Disconnected, NO_SERVER, lambda error: f"{error}; the holds that were bound to it have ended"),
     _Rule(client.BadAnswer, NO_SERVER, lambda error: f"{error}; is it of another version of exclfs?"),
+    _Rule(EventsLost, NO_SERVER, lambda error: f"{error}; start again to see what happens from now on"),
     _Rule(options.UnknownOption, USAGE, _unknown_option),
     _Rule(options.BadOption, USAGE, lambda error: f"-o {error.option}: {error.why}"),
     _Rule(options.SourceUnusable, MOUNT_FAILED, lambda error: f"SRC {error.path}: {error.why}; nothing was mounted"),

@@ -17,13 +17,19 @@ COMMANDS: Final = {
     "mount": ("mount SRC MNT [OPTIONS]", "Mount SRC at MNT, so that what is held in it cannot be removed."),
     "umount": ("umount MNT [OPTIONS]", "Unmount MNT, unless a living process holds something in it."),
     "hold": ("hold PATH… [OPTIONS] [-- CMD…]", "Hold every PATH while CMD runs; without CMD until Ctrl-C."),
-    "release": ("release PATH|ID [OPTIONS]", "Release your holds on a path, or the hold with an id."),
+    "renew": ("renew ID|PATH… --ttl DUR [OPTIONS]", "Put off the time at which holds end."),
+    "release": ("release PATH|ID… [OPTIONS]", "Release your holds on a path, or the hold with an id."),
     "holds": ("holds [PATH] [OPTIONS]", "List what is held, by whom, since when and why."),
     "inuse": ("inuse PATH [OPTIONS]", "Tell whether anything holds PATH."),
     "why": ("why PATH [OPTIONS]", "Explain what keeps PATH from being removed or renamed."),
+    "events": ("events MNT|PATH [-f] [OPTIONS]", "Show the last refusals, or with -f everything that happens."),
+    "mode": ("mode MNT [enforce|warn|off] [OPTIONS]", "Show or switch whether a mount enforces its holds."),
     "status": ("status MNT [OPTIONS]", "Show how a mount does: its server, its holders, its last refusals."),
 }
 """The subcommands, in the order in which --help lists them: how each is called, and what it does."""
+
+WITHOUT_VALUE: Final = {"--wait": "--wait=forever"}
+"""What an option means that may have a value (after "=") and has none."""
 
 _HELP: Final = """Places holds on files and directories in exclfs mounts, and says who holds what, and why.
 
@@ -73,7 +79,8 @@ def parse(arguments: Sequence[str], command: tuple[str, ...] | None = None) -> C
     """
     app = application(arguments[0])
     try:
-        function, bound, set_by_us = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+        words = [WITHOUT_VALUE.get(word, word) for word in arguments]
+        function, bound, set_by_us = app.parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         raise Usage(_word(error), _subcommand(arguments)) from None
     extra = {"command": command} if "command" in set_by_us else {}
@@ -89,7 +96,8 @@ def _word(error: cyclopts.CycloptsError) -> str:
     if isinstance(error, cyclopts.MissingArgumentError) and error.argument is not None:
         if error.keyword is not None:
             return f"{error.keyword} needs a value"
-        return f"{error.argument.name.lstrip('-').upper()} is missing"
+        name = error.argument.name
+        return f"{name if name.startswith('--') else name.upper()} is missing"
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} is one too many"
     text = " ".join(str(error).split()).rstrip(".")

@@ -1,90 +1,147 @@
-"""`exclfs hold`: holds paths while a command runs, until Ctrl-C, or until the mount ends."""
+"""`exclfs hold`: holds paths while a command runs, until Ctrl-C, or until whatever end is named.
+
+A hold with CMD is bound to the process of CMD, and not to this one, so that killing `exclfs` uncovers nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import signal
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
-from exclfs.cli import HOLD_FAILED, advice, command_runner
-from exclfs.cli.advice import Usage
-from exclfs.cli.output import say_json, warn
-from exclfs.client import sync_client
-from exclfs.client.errors import ClientError, Disconnected
+from exclfs import durations
+from exclfs.cli import HOLD_FAILED, advice, command_runner, targets
+from exclfs.cli.advice import Usage, WaitedInVain
+from exclfs.cli.output import say_json, say_now
+from exclfs.cli.targets import duration
+from exclfs.cli.watch import follow, following
+from exclfs.client import discovery, sync_client
 from exclfs.holds import flags as hold_flags
 from exclfs.holds.errors import Held
 from exclfs.wire.shapes import hold_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from exclfs.client.sync_client import Client
+    from exclfs.client.discovery import Server
     from exclfs.holds.hold import Hold
+
+    Place = Callable[..., tuple[Hold, ...]]
+
+FOR_EVER: Final = "forever"
+"""The value of --wait where none is typed."""
 
 
 def hold(
-    path: str,
-    /,
-    *more: Annotated[str, Parameter(name="PATH")],
+    *path: str,
     no_claim: bool = False,
     flag: Annotated[list[str] | None, Parameter(metavar="NAME")] = None,
     holder: Annotated[str | None, Parameter(metavar="NAME", allow_leading_hyphen=True)] = None,
     reason: Annotated[str, Parameter(metavar="TEXT", allow_leading_hyphen=True)] = "",
+    ttl: Annotated[str | None, Parameter(metavar="DUR")] = None,
+    pid: Annotated[int | None, Parameter(metavar="PID")] = None,
     until_unmount: bool = False,
+    persistent: bool = False,
+    wait: Annotated[str | None, Parameter(metavar="[=DUR]")] = None,
+    listed: Annotated[str | None, Parameter(name="--from", metavar="FILE", allow_leading_hyphen=True)] = None,
+    null: Annotated[bool, Parameter(name=["-0", "--null"])] = False,
+    pattern: Annotated[list[str] | None, Parameter(name="--glob", metavar="PATTERN")] = None,
     conflict_exit_code: Annotated[int | None, Parameter(name=["-E", "--conflict-exit-code"], metavar="CODE")] = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     command: Annotated[tuple[str, ...] | None, Parameter(parse=False)] = None,
 ) -> int:
-    """Hold every PATH, all or none, while `-- CMD…` runs; without CMD until Ctrl-C.
+    """Hold every PATH, all or none, while `-- CMD…` runs; without CMD until Ctrl-C, or until the end that is named.
 
     With CMD the exit code is CMD's own, 128+N if signal N ended it; 125 if exclfs failed, 126 if CMD cannot be run,
-    127 if it is not found.
+    127 if it is not found. DUR is a time: 90, 90s, 5m, 2h, 1d or 1h30m.
 
     Parameters
     ----------
     path
-        What to hold; a symlink is held itself.
-    more
-        More of them, in the same mount.
+        What to hold, all in one mount; a symlink is held itself.
     no_claim
         Hold without claiming: any number of others may hold it, too.
     flag
-        Exactly this flag instead of EXCL_INUSE and NO_REMOVE; may be repeated.
+        Exactly this flag instead of EXCL_INUSE and NO_REMOVE; may be repeated. There are also EXCL_SUBTREE,
+        NO_REMOVE_BELOW, PIN_PATH and KERNEL_FILE.
     holder
         Who holds; by default the name of CMD, or yours.
     reason
         Why, for whoever is refused.
+    ttl
+        Do not stay: the hold ends after this time, unless `exclfs renew` puts it off.
+    pid
+        Do not stay: the hold ends with this process.
     until_unmount
         Do not stay: the hold ends when it is released, or with the mount.
+    persistent
+        Do not stay: the hold ends when it is released; a restart of the server does not end it (`--state`).
+    wait
+        Queue for what is held by another, this long; without DUR for ever.
+    listed
+        Hold what this file names, too, one path a line; - is standard input.
+    null
+        In --from a NUL ends each path, as of find -print0.
+    pattern
+        Hold what matches, too; ** is any number of directories. May be repeated.
     conflict_exit_code
         The exit code if another holds it, instead of 3, or of 125 with CMD.
     as_json
         Say as JSON what was placed.
     """
+    _check(command, pid, conflict_exit_code)
+    if wait == FOR_EVER:
+        _no_time_among(path)
     flags = _flags(claim=not no_claim, names=flag)
+    lifetime = duration("--ttl", ttl, "hold") if ttl is not None else None
+    timeout = _timeout(wait)
+    paths = targets.named(path, listed=listed, null=null, patterns=pattern or (), command="hold")
+    server = discovery.find(paths[0])
+    place: Place = functools.partial(
+        sync_client.Client.hold,
+        paths=paths,
+        flags=flags,
+        holder=holder if holder is not None else _default_holder(command),
+        reason=reason,
+        timeout=timeout,
+        ttl=lifetime,
+        until_unmount=until_unmount,
+        persistent=persistent,
+    )
+    try:
+        if command is not None:
+            return _run(server, paths, place, command, as_json=as_json)
+        if pid is not None or lifetime is not None or until_unmount or persistent:
+            return _leave(server, place, pid=pid, as_json=as_json)
+        return _stay(server, place, as_json=as_json)
+    except Held as error:
+        status = advice.explain(error if wait is None else WaitedInVain(error, wait))
+        if conflict_exit_code is not None:
+            return conflict_exit_code
+        return HOLD_FAILED if command is not None else status
+
+
+def _check(command: tuple[str, ...] | None, pid: int | None, conflict_exit_code: int | None) -> None:
     if command is not None and not command:
         raise Usage("the command after -- is missing", "hold")
+    if command is not None and pid is not None:
+        raise Usage("--pid and -- CMD are two answers to one question; give one of them", "hold")
     if conflict_exit_code is not None and not 0 <= conflict_exit_code <= 255:
         raise Usage(f"-E {conflict_exit_code}: an exit code is a number from 0 to 255", "hold")
-    name = holder if holder is not None else _default_holder(command)
-    with sync_client.connect(path) as client:
-        try:
-            placed = client.hold((path, *more), flags=flags, holder=name, reason=reason, until_unmount=until_unmount)
-        except Held as error:
-            return _kept_out(error, conflict_exit_code, command)
-        if command is not None:
-            if as_json:
-                _tell(placed, as_json=True)
-            return _run(client, placed, command)
-        if until_unmount:
-            _tell(placed, as_json=as_json)
-        else:
-            _stay(client, placed, as_json=as_json)
-    return advice.OK
+
+
+def _no_time_among(paths: tuple[str, ...]) -> None:
+    """Catches `--wait 5m`, which would hold a file of that name."""
+    for path in paths:
+        with contextlib.suppress(ValueError):
+            durations.seconds(path)
+            if not os.path.lexists(path):
+                raise Usage(f"{path}: no such file; a time to wait is written --wait={path}", "hold")
 
 
 def _flags(*, claim: bool, names: list[str] | None) -> hold_flags.Flags:
@@ -93,6 +150,12 @@ def _flags(*, claim: bool, names: list[str] | None) -> hold_flags.Flags:
     if not claim:
         raise Usage("--flag and --no-claim are two answers to one question; give one of them", "hold")
     return hold_flags.parse(names)
+
+
+def _timeout(wait: str | None) -> float | None:
+    if wait == FOR_EVER:
+        return None
+    return duration("--wait", wait, "hold") if wait is not None else 0.0
 
 
 def _default_holder(command: tuple[str, ...] | None) -> str:
@@ -104,37 +167,54 @@ def _default_holder(command: tuple[str, ...] | None) -> str:
         return f"uid {os.geteuid()}"
 
 
-def _kept_out(error: Held, code: int | None, command: tuple[str, ...] | None) -> int:
-    status = advice.explain(error)
-    if code is not None:
-        return code
-    return HOLD_FAILED if command is not None else status
-
-
 def _tell(placed: tuple[Hold, ...], *, as_json: bool) -> None:
     if as_json:
         say_json(holds=[hold_to_json(one) for one in placed])
     else:
-        for one in placed:
-            print(one.id, flush=True)
+        say_now("\n".join(one.id for one in placed))
 
 
-def _run(client: Client, placed: tuple[Hold, ...], command: tuple[str, ...]) -> int:
-    try:
-        return command_runner.run(command)
-    finally:
+def _leave(server: Server, place: Place, *, pid: int | None, as_json: bool) -> int:
+    """The hold has an end of its own: it is placed, and that is all."""
+    with sync_client.reach(server) as client:
         try:
-            client.end(placed)
-        except ClientError as error:
-            warn(f"the hold ended before {os.path.basename(command[0])} did: {error}")
+            placed = place(client, pid=pid)
+        except ProcessLookupError:
+            raise Usage(f"--pid {pid}: there is no such process", "hold") from None
+    _tell(placed, as_json=as_json)
+    return advice.OK
 
 
-def _stay(client: Client, placed: tuple[Hold, ...], *, as_json: bool) -> None:
-    with contextlib.suppress(_Enough), _ended_by_signals():
-        _tell(placed, as_json=as_json)  # whoever reads this may already send the signal
-        client.wait_until_closed()
-        raise Disconnected(client.mountpoint, "the mount has ended")
-    client.end(placed)
+def _run(server: Server, paths: tuple[str, ...], place: Place, command: tuple[str, ...], *, as_json: bool) -> int:
+    """The hold ends with the process of the command, which begins once it is placed."""
+    about = paths[0] if len(paths) == 1 else None
+    with (
+        command_runner.waiting(command) as process,
+        sync_client.reach(server) as client,
+        client.events(about) as events,
+    ):
+        placed = place(client, pid=process.pid)
+        client.close()  # it is the process that holds; there may be many, and a user has only so many connections
+        if as_json:
+            _tell(placed, as_json=True)
+        with following(events, placed):
+            return process.run()
+
+
+def _stay(server: Server, place: Place, *, as_json: bool) -> int:
+    """The hold ends with this process, which stays until it is told to go, or until there is nothing to stay for."""
+    with (
+        sync_client.reach(server) as listener,
+        listener.events(own=True) as events,
+        sync_client.reach(server) as client,
+    ):
+        placed = place(client)
+        with contextlib.suppress(_Enough), _ended_by_signals():
+            _tell(placed, as_json=as_json)  # whoever reads this may already send the signal
+            follow(events, placed)
+            return advice.NO
+        client.end(placed)
+    return advice.OK
 
 
 class _Enough(Exception):

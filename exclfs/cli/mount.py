@@ -39,14 +39,18 @@ def mount(
     *,
     options: Annotated[list[str] | None, Parameter(name=["-o", "--options"], metavar="OPTIONS")] = None,
     foreground: Annotated[bool, Parameter(name=["-f", "--foreground"])] = False,
+    mode: Annotated[str | None, Parameter(metavar="MODE")] = None,
+    hold_open: Annotated[str | None, Parameter(metavar="WHOSE")] = None,
+    state: Annotated[str | None, Parameter(metavar="FILE")] = None,
     log: Annotated[str | None, Parameter(metavar="WHERE")] = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Mount SRC at MNT, so that what is held in it cannot be removed. SRC may be MNT: in place, over itself.
 
     Options for -o, separated by commas: allow_other, noallow_other, ro, nosuid, nodev, noexec, noatime and the like of
-    mount(8); entry_timeout=SECONDS, attr_timeout=SECONDS, decision_timeout=SECONDS, threads=N, fsname=NAME, log=WHERE,
-    nopassthrough, ask_always.
+    mount(8); mode=MODE, hold_open=WHOSE, state=FILE, log=WHERE; holders=GROUP, and for each user max_holds=N,
+    max_reason=BYTES, max_ttl=DUR, max_connections=N; entry_timeout=SECONDS, attr_timeout=SECONDS,
+    decision_timeout=SECONDS, threads=N, fsname=NAME, nopassthrough, ask_always.
 
     Parameters
     ----------
@@ -58,14 +62,22 @@ def mount(
         Mount options, as in fstab(5).
     foreground
         Stay in the foreground until the mount ends.
+    mode
+        enforce (the default), warn or off; `exclfs mode` switches it later.
+    hold_open
+        Whose open files are held against other processes: own (those that their owner or root has opened), all, or off
+        (the default).
+    state
+        Keep what is held with --persistent in this file, across restarts.
     log
         Where refusals are logged: journal, syslog, stderr or a file. By default the journal, else syslog.
     as_json
         Say as JSON what was mounted.
     """
     texts = list(options or ())
-    if log is not None:
-        texts.append("log=" + log.replace(",", "\\,"))
+    for name, value in {"mode": mode, "hold_open": hold_open, "state": state, "log": log}.items():
+        if value is not None:
+            texts.append(f"{name}=" + value.replace(",", "\\,"))
     settled = validated(src, mnt, texts)
     if foreground:
         return _serve_here(settled, as_json=as_json)

@@ -12,11 +12,15 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from exclfs.holds.lifetime import Close, Exit, StateFile, Time
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from exclfs.holds.hold import Hold
+    from exclfs.holds.holder import Process
+    from exclfs.holds.lifetime import End
 
 _BETWEEN: Final = 3
 """Columns of a terminal that rich has around each of a table."""
@@ -44,9 +48,14 @@ def say(line: str) -> None:
     print(line)
 
 
+def say_now(line: str) -> None:
+    """One line on standard output, which is flushed: somebody waits for it."""
+    print(line, flush=True)
+
+
 def warn(line: str) -> None:
     """One line on standard error, said by exclfs."""
-    print(f"exclfs: {line}", file=sys.stderr)
+    print(f"exclfs: {line}", file=sys.stderr, flush=True)
 
 
 def say_json(**document: Any) -> None:
@@ -74,13 +83,41 @@ def when(time: datetime) -> str:
 def who(hold: Hold) -> str:
     """The holder of a hold: its name, and the process behind it as far as it is known."""
     process = hold.holder.process
+    return _named(hold.holder.name, process, process.comm if process.comm != hold.holder.name else None)
+
+
+def asker(process: Process) -> str:
+    """Who asked for something: the process, as far as it is known."""
+    return _named(process.comm or "?", process)
+
+
+def _named(name: str, process: Process, comm: str | None = None) -> str:
     known = [
         f"pid {process.pid}" if process.pid is not None else None,
-        process.comm if process.comm != hold.holder.name else None,
+        comm,
         f"user {process.user or process.uid}",
         process.container,
     ]
-    return f"{shown(hold.holder.name)} ({', '.join(shown(part) for part in known if part)})"
+    return f"{shown(name)} ({', '.join(shown(part) for part in known if part)})"
+
+
+def lifetime(hold: Hold) -> str:
+    """What ends a hold, in the order in which that was named."""
+    return ", ".join(_lasts(end) for end in hold.ends)
+
+
+def _lasts(end: End) -> str:
+    match end:
+        case Exit(pid=pid):
+            return f"process {pid}"
+        case Time(at=at):
+            return f"until {when(at)}"
+        case StateFile():
+            return "state file"
+        case Close():
+            return "while open"
+        case _:
+            return type(end).__name__.lower()
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -112,13 +149,12 @@ def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(drawn)
 
 
-HOLD_HEADINGS: Final = ("ID", "PATH", "HOLDER", "PID", "SINCE", "ENDS WITH", "FLAGS", "REASON")
+HOLD_HEADINGS: Final = ("ID", "PATH", "HOLDER", "PID", "SINCE", "LIFETIME", "FLAGS", "REASON")
 
 
 def hold_row(hold: Hold) -> list[str]:
     """The cells of one hold, under HOLD_HEADINGS: what fits a line. `exclfs why` and --json tell the rest."""
     pid = hold.holder.process.pid
-    ends = " or ".join(type(end).__name__.lower() for end in hold.ends)
     flags = ",".join(hold.flags.names)
     return [
         hold.id,
@@ -126,7 +162,7 @@ def hold_row(hold: Hold) -> list[str]:
         hold.holder.name,
         "?" if pid is None else str(pid),
         when(hold.since),
-        ends,
+        lifetime(hold),
         flags,
         hold.reason,
     ]

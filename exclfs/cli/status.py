@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
 from exclfs.cli import advice
-from exclfs.cli.output import say, say_json, shown, table, when
+from exclfs.cli.output import asker, say, say_json, shown, table, when
 from exclfs.client import sync_client
+from exclfs.holds.mode import OpenFiles
 from exclfs.wire.shapes import to_json
 
 if TYPE_CHECKING:
     from exclfs.holds.events import Refused
     from exclfs.wire.messages import Status
+
+_OPEN_FILES: Final = {
+    OpenFiles.NONE: "not held",
+    OpenFiles.OWN: "held, if opened by their owner or root",
+    OpenFiles.ALL: "held",
+}
 
 
 def status(mnt: str, /, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
@@ -42,15 +49,20 @@ def status(mnt: str, /, *, as_json: Annotated[bool, Parameter(name="--json")] = 
 def _facts(told: Status) -> list[list[str]]:
     holders = ", ".join(f"{shown(name)} ({count})" for name, count in sorted(told.holders.items()))
     requests = ", ".join(f"{name} {count}" for name, count in sorted(told.requests.items()) if count)
+    happened = f", and {told.would_have_refused} recorded that were none" if told.would_have_refused else ""
     facts = {
         "mountpoint": told.mountpoint,
         "source": told.source,
         "server": f"pid {told.pid}, uid {told.uid}, since {when(told.since)}",
         "log": told.log,
+        "state file": told.state or "none",
+        "mode": told.mode.value,
+        "open files": _OPEN_FILES[told.hold_open],
         "passthrough": "yes" if told.passthrough else "no",
         "asks": "always" if told.ask_always else "where something is held",
         "holds": f"{told.holds}{': ' if holders else ''}{holders}",
-        "refusals": str(told.refusals),
+        "waiting for one": str(told.waiting),
+        "refusals": f"{told.refusals}{happened}",
         "requests": requests,
         "without a decision": f"{told.answered_without_a_decision} answered, {told.verdicts_timed_out} timed out",
         "kept": f"{told.inodes} inodes, {told.descriptors} descriptors, {told.connections} connections",
@@ -59,7 +71,6 @@ def _facts(told: Status) -> list[list[str]]:
 
 
 def _refusal(refused: Refused) -> list[str]:
-    requester = refused.requester
-    to = f"{requester.comm or '?'} (pid {requester.pid}, user {requester.user or requester.uid})"
+    operation = refused.operation.value if refused.enforced else f"{refused.operation.value}, happened"
     held_by = ", ".join(hold.holder.name for hold in refused.holds)
-    return [when(refused.at), refused.operation.value, refused.path, to, held_by]
+    return [when(refused.at), operation, refused.path, asker(refused.requester), held_by]

@@ -1,98 +1,139 @@
 """What a client asks, and what the answers mean: the core that both clients share. No I/O.
 
-An operation is a generator: it yields requests, is sent their replies, and returns its result; where a reply was an
-error, it is thrown in. So an operation of several requests is written once, and a client needs only one loop that
-carries requests to and fro (`Exchange` has the part of it that is not I/O).
+An operation is a generator: it yields requests and errands, is sent their results, and returns its own; where one
+failed, the error is thrown in. So an operation of several requests is written once, and a client needs only one loop
+that carries them out (`Exchange` has the part of it that is not I/O).
 """
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from attrs import frozen
 
-from exclfs.client.errors import BadAnswer, ClientError, Disconnected
-from exclfs.client.sockets import MOST_DESCRIPTORS
-from exclfs.holds.errors import BadHold, NoSuchHold
+from exclfs.client.errors import BadAnswer, Disconnected
+from exclfs.client.locations import locate
+from exclfs.client.sockets import MOST_DESCRIPTORS, Ancillary, Descriptors
+from exclfs.holds.errors import BadHold, BadObject, NoSuchHold
 from exclfs.holds.flags import DEFAULT, Flags
+from exclfs.holds.hold import Hold
 from exclfs.holds.limits import MAX_NAME
+from exclfs.wire.envelope import read_reply, write_call
 from exclfs.wire.errors import VarlinkError
-from exclfs.wire.framing import MAX_REPLY, Decoder, JsonObject, ProtocolError, encode
+from exclfs.wire.framing import MAX_MESSAGE, MAX_REPLY, Decoder, JsonObject, ProtocolError, encode
 from exclfs.wire.messages import (
+    FOR_EVER,
+    MAX_OBJECTS,
     Call,
+    EventsCall,
+    EventsReply,
     HoldCall,
     HoldsCall,
+    Lifetime,
+    ModeCall,
     Object,
     ReleaseCall,
+    RenewCall,
     Status,
     StatusCall,
     WhyCall,
     WhyReply,
-    read_reply,
-    write_call,
 )
 
 if TYPE_CHECKING:
-    from exclfs.holds.hold import Hold
+    from exclfs.client.discovery import Server
+    from exclfs.holds.mode import Mode
+
+TIMEOUT: Final = 30.0
+"""Seconds that the server may take to answer unless the caller says otherwise."""
 
 Path = str | os.PathLike[str]
+Named = Hold | str
+"""A hold, or its id."""
 Result = TypeVar("Result")
 Reply = TypeVar("Reply")
 
 
 @frozen
 class Request(Generic[Reply]):
-    """A call, and the paths whose descriptors go along with it: object number n is paths[n]."""
+    """A call, and what goes along with it."""
 
     call: Call[Reply]
-    paths: tuple[str, ...] = ()
+    ancillary: Ancillary = ()
+    wait: float = 0.0
+    """Seconds that the server has been asked to wait before it answers; infinity for ever."""
+    more: bool = False
+    """The answer is a stream of replies: the request's result is the Exchange after the first of them."""
 
 
-Operation = Generator[Request[Any], Any, Result]
+@frozen
+class Errand(Generic[Result]):
+    """What may have to wait for a filesystem. A client that has an event loop has a thread do it."""
+
+    do: Callable[[], Result]
 
 
-class Exchange:
-    """One request and its reply: bytes to send, then bytes that came until there is a result.
+Operation = Generator[Request[Any] | Errand[Any], Any, Result]
+
+
+class Exchange(Generic[Reply]):
+    """One request and its replies: bytes to send, then bytes that came until there is a reply.
 
     Args:
         mountpoint: names the mount in errors.
         request: what is asked.
+
+    Raises:
+        BadObject: it is more than a server reads.
     """
 
     def __init__(self, mountpoint: str, request: Request[Reply]) -> None:
         self._mountpoint = mountpoint
         self._call = request.call
         self._decoder = Decoder(MAX_REPLY)
-        self.message: Final = encode(write_call(request.call))
+        self._replies: deque[JsonObject] = deque()
+        self.message: Final = encode(write_call(request.call, more=request.more))
         """The bytes to send; the descriptors go with the first of them."""
+        if len(self.message) - 1 > MAX_MESSAGE:  # without its NUL
+            raise BadObject(
+                f"a call of {len(self.message)} bytes; at most {MAX_MESSAGE} are allowed: name fewer at once"
+            )
 
-    def feed(self, data: bytes) -> JsonObject | None:
-        """Takes what came; b"" is the end of the connection. Returns the reply's message once it is whole.
+    @property
+    def answered(self) -> bool:
+        """Whether a whole reply has come."""
+        return bool(self._replies)
+
+    def feed(self, data: bytes) -> None:
+        """Takes what came; b"" is the end of the connection.
 
         Raises:
-            Disconnected: the connection ended before.
+            Disconnected: the connection ended before the reply did.
             BadAnswer: what came is no message.
         """
         if not data:
             raise Disconnected(self._mountpoint, "the server closed it")
         try:
-            return next(iter(self._decoder.feed(data)), None)
+            self._replies += self._decoder.feed(data)
         except ProtocolError as error:
             raise BadAnswer(self._mountpoint, error.why) from error
 
-    def result(self, message: JsonObject) -> Any:
-        """What the reply says.
+    def reply(self) -> Reply:
+        """What the next reply says that has come.
 
         Raises:
             HoldError: the server's refusal.
+            EventsLost: the stream has ended, for it was read too slowly.
             BadAnswer: it is no reply to this call, or the server did not understand the call.
         """
         try:
-            return read_reply(message, self._call)
+            return read_reply(self._replies.popleft(), self._call)
         except (ProtocolError, VarlinkError) as error:
             raise BadAnswer(self._mountpoint, str(error)) from error
 
@@ -101,67 +142,104 @@ class Exchange:
 
 
 def place(
+    server: Server,
     paths: Path | Iterable[Path],
     *,
-    flags: Flags | None,
-    claim: bool,
     holder: str | None,
     reason: str,
+    claim: bool,
+    flags: Flags | None,
+    timeout: float | None,
+    pid: int | None,
+    ttl: float | None,
     until_unmount: bool,
+    persistent: bool,
+    connection: bool | None,
 ) -> Operation[tuple[Hold, ...]]:
-    """Places one hold on each path, all or none.
-
-    One call carries MOST_DESCRIPTORS objects; of more, those that were placed are released again if a later one fails.
-    """
+    """Places one hold on each path, all or none: by descriptors as long as they go along with one message."""
     wanted = _flags(flags, claim=claim)
-    name = default_holder() if holder is None else holder
-    placed: list[Hold] = []
-    try:
-        for batch in _batches(_several(paths)):
-            objects = tuple(Object(fd=index) for index in range(len(batch)))
-            reply = yield Request(
-                HoldCall(objects=objects, flags=wanted, holder=name, reason=reason, until_unmount=until_unmount), batch
-            )
-            placed += reply.holds
-    except Exception:
-        with contextlib.suppress(ClientError):
-            yield from end(placed)
-        raise
-    return tuple(placed)
+    passed = several(paths)
+    by_path: tuple[Object, ...] = ()
+    if len(passed) + (pid is not None) > MOST_DESCRIPTORS:
+        by_path = yield Errand(partial(locate, passed, server))
+        passed = ()
+    lifetime = _lifetime(
+        connection=connection,
+        pidfd=None if pid is None else len(passed),
+        ttl=ttl,
+        unmount=until_unmount or None,
+        persistent=persistent or None,
+    )
+    with (yield Errand(partial(Descriptors, passed, pid))) as descriptors:
+        call = HoldCall(
+            objects=by_path or tuple(Object(fd=index) for index in range(len(passed))),
+            flags=wanted,
+            holder=default_holder() if holder is None else holder,
+            reason=reason,
+            lifetime=lifetime,
+            wait=FOR_EVER if timeout is None else timeout,
+        )
+        reply = yield Request(call, descriptors.ancillary, wait=math.inf if timeout is None else timeout)
+    placed: tuple[Hold, ...] = reply.holds
+    return placed
 
 
-def end(holds: Iterable[Hold]) -> Operation[None]:
+def end(holds: Sequence[Hold]) -> Operation[None]:
     """Releases the caller's own holds; one that has ended already is as good."""
-    for hold in holds:
-        with contextlib.suppress(NoSuchHold):
-            yield Request(ReleaseCall(id=hold.id, break_it=False))
+    half = len(holds) // 2
+    if len(holds) <= MAX_OBJECTS:
+        try:
+            yield from release(holds, None, break_it=False, reason="")
+        except NoSuchHold:
+            if not half:
+                return
+        else:
+            return
+    yield from end(holds[:half])
+    yield from end(holds[half:])
 
 
-def release(hold: Hold | str | None, path: Path | None, *, break_it: bool) -> Operation[tuple[Hold, ...]]:
-    """Releases one hold, or every hold of the caller on a path."""
-    if hold is not None:
-        reply = yield Request(ReleaseCall(id=hold if isinstance(hold, str) else hold.id, break_it=break_it))
-    elif path is not None:
-        reply = yield Request(ReleaseCall(object=Object(fd=0), break_it=break_it), (os.fspath(path),))
+def release(
+    holds: Named | Iterable[Named] | None, path: Path | None, *, break_it: bool, reason: str
+) -> Operation[tuple[Hold, ...]]:
+    """Releases holds, all or none, or every hold of the caller on a path."""
+    call = partial(ReleaseCall, break_it=break_it, reason=reason)
+    if path is not None and holds is None:
+        reply = yield from _about(path, call)
+    elif holds is not None and path is None:
+        ids = _ids(holds)
+        if not ids:
+            return ()
+        reply = yield Request(call(ids=ids))
     else:
-        raise TypeError("release() needs a hold or a path")
+        raise TypeError("release() takes either holds or a path")
     released: tuple[Hold, ...] = reply.released
     return released
 
 
+def renew(holds: Named | Iterable[Named], ttl: float) -> Operation[tuple[Hold, ...]]:
+    """Gives each hold so many seconds from now, all or none."""
+    ids = _ids(holds)
+    if not ids:
+        return ()
+    reply = yield Request(RenewCall(ids=ids, ttl=ttl))
+    renewed: tuple[Hold, ...] = reply.holds
+    return renewed
+
+
 def list_holds(path: Path | None, holder: str | None) -> Operation[tuple[Hold, ...]]:
-    """Every hold on a path, or of the whole mount."""
+    """Every hold that covers a path, or of the whole mount."""
     if path is None:
         reply = yield Request(HoldsCall(holder=holder))
     else:
-        reply = yield Request(HoldsCall(object=Object(fd=0), holder=holder), (os.fspath(path),))
+        reply = yield from _about(path, partial(HoldsCall, holder=holder))
     listed: tuple[Hold, ...] = reply.holds
     return listed
 
 
 def explain(path: Path) -> Operation[WhyReply]:
     """Why a removal of the path is refused."""
-    reply: WhyReply = yield Request(WhyCall(object=Object(fd=0)), (os.fspath(path),))
+    reply: WhyReply = yield from _about(path, WhyCall)
     return reply
 
 
@@ -172,7 +250,44 @@ def ask_status() -> Operation[Status]:
     return status
 
 
+def switch(mode: Mode | None) -> Operation[Mode]:
+    """Switches the mode of the mount, or asks which it is."""
+    reply = yield Request(ModeCall(mode))
+    now: Mode = reply.mode
+    return now
+
+
+def listen(path: Path | None, *, own: bool) -> Operation[Exchange[EventsReply]]:
+    """Asks for events. Once its first reply is there, nothing is missed."""
+    opened = () if path is None else (os.fspath(path),)
+    named = None if path is None else Object(fd=0)
+    with (yield Errand(partial(Descriptors, opened))) as descriptors:
+        exchange: Exchange[EventsReply] = yield Request(EventsCall(named, own), descriptors.ancillary, more=True)
+    return exchange
+
+
+def _about(path: Path, call: Callable[..., Call[Any]]) -> Operation[Any]:
+    """Makes a call about one object."""
+    with (yield Errand(partial(Descriptors, (os.fspath(path),)))) as descriptors:
+        reply = yield Request(call(object=Object(fd=0)), descriptors.ancillary)
+    return reply
+
+
 # --- their arguments -------------------------------------------------------------------------------------------------
+
+
+def several(paths: Path | Iterable[Path]) -> tuple[str, ...]:
+    """One path or several, as a tuple.
+
+    Raises:
+        BadHold: there is none.
+    """
+    if isinstance(paths, str | os.PathLike):
+        return (os.fspath(paths),)
+    named = tuple(os.fspath(path) for path in paths)
+    if not named:
+        raise BadHold("there is nothing to hold: no path was given")
+    return named
 
 
 def default_holder() -> str:
@@ -196,15 +311,13 @@ def _flags(flags: Flags | None, *, claim: bool) -> Flags:
     return flags
 
 
-def _several(paths: Path | Iterable[Path]) -> tuple[str, ...]:
-    if isinstance(paths, str | os.PathLike):
-        return (os.fspath(paths),)
-    several = tuple(os.fspath(path) for path in paths)
-    if not several:
-        raise BadHold("there is nothing to hold: no path was given")
-    return several
+def _lifetime(**ends: Any) -> Lifetime | None:
+    named = {name: end for name, end in ends.items() if end is not None}
+    if named == {"connection": False}:
+        raise BadHold("connection=False leaves nothing that ends the hold: give pid, ttl, until_unmount or persistent")
+    return Lifetime(**named) if named else None
 
 
-def _batches(paths: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for start in range(0, len(paths), MOST_DESCRIPTORS):
-        yield paths[start : start + MOST_DESCRIPTORS]
+def _ids(holds: Named | Iterable[Named]) -> tuple[str, ...]:
+    named = (holds,) if isinstance(holds, Hold | str) else holds
+    return tuple(hold if isinstance(hold, str) else hold.id for hold in named)

@@ -38,6 +38,8 @@ class Server:
     """The uid that the mount belongs to."""
     whole: bool
     """Whether the path that was asked for is the root of the mount."""
+    st_dev: int
+    """The device of the files in the mount, as stat(2) gives it."""
 
 
 @frozen
@@ -70,7 +72,8 @@ def find(path: str) -> Server:
         if error.errno in _NO_SUCH_ATTRIBUTE:
             raise NoServer(mountpoint, f"it does not tell its socket ({ATTRIBUTE})") from None
         raise
-    return Server(mountpoint, address, int(mount.super_option("user_id") or 0), _is_root(path, mount))
+    owner = int(mount.super_option("user_id") or 0)
+    return Server(mountpoint, address, owner, whole=_is_root(path, mount), st_dev=mount.st_dev)
 
 
 def _is_root(path: str, mount: mounts.Mount) -> bool:

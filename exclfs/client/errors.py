@@ -57,3 +57,14 @@ class BadAnswer(ClientError):
         super().__init__(f"the server of {mountpoint} answered what is not understood: {why}")
         self.mountpoint = mountpoint
         self.why = why
+
+
+class Listening(RuntimeError):
+    """The connection to the server of `mountpoint` carries a stream of events, and no other call until that closes it.
+
+    A mistake of the program: see the events() of a client, with own=True.
+    """
+
+    def __init__(self, mountpoint: str) -> None:
+        super().__init__(f"this connection to the server of {mountpoint} carries a stream of events; connect() again")
+        self.mountpoint = mountpoint

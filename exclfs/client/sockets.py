@@ -11,16 +11,17 @@ import contextlib
 import os
 import socket
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
 MOST_DESCRIPTORS: Final = 253
 """How many descriptors the kernel passes with one message (SCM_MAX_FD, unix(7))."""
 
-Ancillary = list[tuple[int, int, bytes]]
+Ancillary = Sequence[tuple[int, int, bytes]]
+"""What sendmsg(2) takes beside the data."""
 
 _guarded: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
@@ -30,6 +31,13 @@ def unconnected() -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     _guarded.add(made)
     return made
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Closes a connection at once, even if a thread waits for it right now: that thread finds it ended."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def _leave_to_the_parent() -> None:
@@ -42,18 +50,27 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 class Descriptors:
-    """The objects of a call, opened: found and reachable, neither readable nor writable (O_PATH, open(2)).
+    """What goes along with a call: its objects, and the process that its holds end with.
 
-    A symlink is opened itself. They close with the `with` block, or when nobody has the object any more.
+    Objects are opened O_PATH (open(2)): found and reachable, neither readable nor writable; a symlink is opened itself.
+    A process is a pidfd (pidfd_open(2)), which means the same process in every pid namespace. They close with the
+    `with` block, or when nobody has this object any more.
+
+    Args:
+        paths: of the objects.
+        pid: of the process, which comes after them; None for none.
 
     Raises:
-        OSError: a path cannot be reached; nothing stays open.
+        ProcessLookupError: there is no such process; nothing stays open.
+        OSError: a path cannot be reached, likewise.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str] = (), pid: int | None = None) -> None:
         self._open: list[int] = []
         for path in paths:
             self._open.append(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+        if pid is not None:
+            self._open.append(os.pidfd_open(pid))
 
     @property
     def ancillary(self) -> Ancillary:

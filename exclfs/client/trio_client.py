@@ -1,110 +1,183 @@
-"""The client for programs on trio: the same as the blocking one, and cancellable.
+"""The client for programs on trio: the same names as the blocking one, and cancellable.
 
-The rule that this module owns: a cancelled call closes the connection, for nobody knows what it did. What may wait for
-the filesystem (to look a path up) runs in a thread that is left behind if need be.
+Where `exclfs` has a function, this module has one of the same name; Client and Events are AsyncClient and AsyncEvents.
+What they take and what they raise is the same. A call that is cancelled closes its connection, for nobody knows what
+it did; but waiting for an event may be cancelled, and none is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 import trio
-import trio.socket
 
-from exclfs.client import calls, discovery
+from exclfs.client import calls, discovery, trio_connection
+from exclfs.client.calls import TIMEOUT
 from exclfs.client.errors import ClientError, Disconnected
-from exclfs.client.sockets import Descriptors, unconnected
+from exclfs.holds.mode import Mode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from exclfs.client.calls import Operation, Path, Request
+    from exclfs.client.calls import Exchange, Named, Path
     from exclfs.client.discovery import Server
+    from exclfs.client.trio_connection import Connection
+    from exclfs.holds.events import Event
     from exclfs.holds.flags import Flags
     from exclfs.holds.hold import Hold
-    from exclfs.wire.messages import Status, WhyReply
+    from exclfs.wire.messages import EventsReply, Status, WhyReply
+
+__all__ = ["AsyncClient", "AsyncEvents", "connect", "events", "hold", "holds", "inuse", "release", "why"]
 
 TO_RELEASE: Final = 5.0
 """Seconds that a release may take when a cancelled block is left; then closing the connection has to do."""
 
-_CHUNK: Final = 65536
 
-Result = TypeVar("Result")
+async def connect(path: Path, *, timeout: float | None = TIMEOUT) -> AsyncClient:  # noqa: ASYNC109  of every call
+    """Connects to the server of the mount that `path` is in: see exclfs.connect(), also for what it raises.
+
+    Args:
+        path: any path in the mount; a symlink is not followed.
+        timeout: seconds that the server may take to accept and to answer each call; None waits for ever.
+    """
+    return await reach(await _find(path), timeout=timeout)
 
 
-async def connect(path: Path) -> AsyncClient:
-    """Connects to the server of the mount that `path` is in; raises as the blocking one does."""
-    return await reach(await trio.to_thread.run_sync(discovery.find, os.fspath(path), abandon_on_cancel=True))
-
-
-async def reach(server: Server) -> AsyncClient:
+async def reach(server: Server, *, timeout: float | None = TIMEOUT) -> AsyncClient:  # noqa: ASYNC109
     """Connects to a server that was found before.
 
     Raises:
         NoServer: it cannot be reached, or is not the mount's owner.
     """
-    plain = unconnected()
-    try:
-        connection = trio.socket.from_stdlib_socket(plain)
-        try:
-            await connection.connect(server.socket)
-        except OSError as error:
-            raise discovery.unreachable(server, error) from error
-        discovery.verify(plain, server)
-        return AsyncClient(connection, server, discovery.peer(plain))
-    except BaseException:
-        plain.close()
-        raise
+    return AsyncClient(await trio_connection.reach(server, timeout))
 
 
-@contextlib.asynccontextmanager
-async def hold(
-    path: Path,
+@overload
+def hold(  # type: ignore[overload-overlap]  # a str is a path, though it is an iterable of them, too
+    paths: Path,
     *,
     holder: str | None = None,
     reason: str = "",
     claim: bool = True,
     flags: Flags | None = None,
-) -> AsyncIterator[Hold]:
-    """Holds `path` for as long as the `async with` block runs: see exclfs.hold()."""
-    async with await connect(path) as client:
-        (placed,) = await client.hold(path, holder=holder, reason=reason, claim=claim, flags=flags)
+    timeout: float | None = 0.0,
+) -> AbstractAsyncContextManager[Hold]: ...
+
+
+@overload
+def hold(
+    paths: Iterable[Path],
+    *,
+    holder: str | None = None,
+    reason: str = "",
+    claim: bool = True,
+    flags: Flags | None = None,
+    timeout: float | None = 0.0,
+) -> AbstractAsyncContextManager[tuple[Hold, ...]]: ...
+
+
+def hold(
+    paths: Path | Iterable[Path],
+    *,
+    holder: str | None = None,
+    reason: str = "",
+    claim: bool = True,
+    flags: Flags | None = None,
+    timeout: float | None = 0.0,
+) -> AbstractAsyncContextManager[Any]:
+    """Holds a path, or several, for as long as the `async with` block runs: see exclfs.hold().
+
+    If the block is cancelled, the hold is released all the same, within 5 seconds.
+    """
+    return _held(paths, holder=holder, reason=reason, claim=claim, flags=flags, timeout=timeout)
+
+
+@contextlib.asynccontextmanager
+async def _held(paths: Path | Iterable[Path], **wanted: Any) -> AsyncIterator[Any]:
+    named = calls.several(paths)
+    async with await connect(named[0]) as client:
+        placed = await client.hold(named, **wanted)
         try:
-            yield placed
+            yield placed[0] if isinstance(paths, str | os.PathLike) else placed
         finally:
             # Closing would end it as well, but not before this task goes on: it may remove the path right now.
             with (
                 contextlib.suppress(ClientError),
                 trio.CancelScope(deadline=trio.current_time() + TO_RELEASE, shield=True),
             ):
-                await client.end((placed,))
+                await client.end(placed)
+
+
+async def holds(path: Path, *, holder: str | None = None) -> tuple[Hold, ...]:
+    """Every hold that covers `path`, oldest first; of one holder, if one is named: see exclfs.holds()."""
+    async with await connect(path) as client:
+        return await client.holds(path, holder=holder)
+
+
+async def inuse(path: Path) -> bool:
+    """Whether any hold covers `path`: see exclfs.inuse()."""
+    return bool(await holds(path))
+
+
+async def release(path: Path, *, break_it: bool = False, reason: str = "") -> tuple[Hold, ...]:
+    """Releases every hold of the caller on `path`, and returns them: see exclfs.release()."""
+    async with await connect(path) as client:
+        return await client.release(path=path, break_it=break_it, reason=reason)
+
+
+async def why(path: Path) -> WhyReply:
+    """Why a removal of `path` is refused: see exclfs.why()."""
+    async with await connect(path) as client:
+        return await client.why(path)
+
+
+@contextlib.asynccontextmanager
+async def events(path: Path, *, own: bool = False) -> AsyncIterator[AsyncEvents]:
+    """What happens from now on, for as long as the `async with` block runs: see exclfs.events()."""
+    server = await _find(path)
+    async with _listen(server, None if server.whole else path, own=own, patience=TIMEOUT) as stream:
+        yield stream
+
+
+async def _find(path: Path) -> Server:
+    return await trio.to_thread.run_sync(discovery.find, os.fspath(path), abandon_on_cancel=True)
+
+
+@contextlib.asynccontextmanager
+async def _listen(
+    server: Server, path: Path | None, *, own: bool, patience: float | None
+) -> AsyncIterator[AsyncEvents]:
+    """A stream of events that has a connection of its own."""
+    with contextlib.closing(await trio_connection.reach(server, patience)) as connection:
+        stream = AsyncEvents(connection, await connection.run(calls.listen(path, own=own)))
+        with contextlib.closing(stream):
+            yield stream
 
 
 class AsyncClient:
-    """A connection to the server of one mount, with the methods of exclfs.client.sync_client.Client.
+    """A connection to the server of one mount, with the methods of exclfs.Client. connect() makes it.
 
-    It may be used by several tasks; one call runs at a time.
+    It may be used by several tasks. One call runs at a time: a call that waits for its claim keeps the others waiting.
     """
 
-    def __init__(self, connection: trio.socket.SocketType, server: Server, peer: discovery.Peer) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._server = server
-        self._one_at_a_time = trio.Lock()
-        self.peer: Final = peer
-        """The process that serves the mount, as the kernel knows it."""
+        self.peer: Final = connection.peer
+        """The process that serves the mount, as the kernel knows it: pid, uid, gid."""
 
     @property
     def mountpoint(self) -> str:
-        """The mount whose server this is."""
-        return self._server.mountpoint
+        """The mount whose server this is, in this process's mount namespace."""
+        return self._connection.server.mountpoint
 
     @property
     def closed(self) -> bool:
         """Whether this end of the connection is closed."""
-        return self._connection.fileno() < 0
+        return self._connection.closed
 
     async def hold(
         self,
@@ -114,37 +187,95 @@ class AsyncClient:
         reason: str = "",
         claim: bool = True,
         flags: Flags | None = None,
+        timeout: float | None = 0.0,  # noqa: ASYNC109  of the server
+        pid: int | None = None,
+        ttl: float | None = None,
         until_unmount: bool = False,
+        persistent: bool = False,
+        connection: bool | None = None,
     ) -> tuple[Hold, ...]:
-        """Places one hold on each path, all or none; as Client.hold()."""
-        return await self._run(
-            calls.place(paths, flags=flags, claim=claim, holder=holder, reason=reason, until_unmount=until_unmount)
+        """Places one hold on each path, all or none, in their order: see Client.hold()."""
+        return await self._connection.run(
+            calls.place(
+                self._connection.server,
+                paths,
+                holder=holder,
+                reason=reason,
+                claim=claim,
+                flags=flags,
+                timeout=timeout,
+                pid=pid,
+                ttl=ttl,
+                until_unmount=until_unmount,
+                persistent=persistent,
+                connection=connection,
+            )
         )
 
     async def end(self, holds: Iterable[Hold]) -> None:
-        """Releases holds of one's own; as Client.end()."""
-        await self._run(calls.end(holds))
+        """Releases holds of the caller's own; one that has ended already is as good: see Client.end()."""
+        await self._connection.run(calls.end(tuple(holds)))
+
+    async def renew(self, holds: Named | Iterable[Named], ttl: float) -> tuple[Hold, ...]:
+        """Gives holds another time at which they end, `ttl` seconds from now, all or none: see Client.renew()."""
+        return await self._connection.run(calls.renew(holds, ttl))
 
     async def release(
-        self, hold: Hold | str | None = None, *, path: Path | None = None, break_it: bool = False
+        self,
+        holds: Named | Iterable[Named] | None = None,
+        *,
+        path: Path | None = None,
+        break_it: bool = False,
+        reason: str = "",
     ) -> tuple[Hold, ...]:
-        """Releases a hold, or every hold of the caller on a path; as Client.release()."""
-        return await self._run(calls.release(hold, path, break_it=break_it))
+        """Releases holds, all or none; or with `path` every hold of the caller on it: see Client.release()."""
+        return await self._connection.run(calls.release(holds, path, break_it=break_it, reason=reason))
 
     async def holds(self, path: Path | None = None, *, holder: str | None = None) -> tuple[Hold, ...]:
-        """Every hold on `path`, or of the whole mount; as Client.holds()."""
-        return await self._run(calls.list_holds(path, holder))
+        """Every hold that covers `path`, or without it of the whole mount: see Client.holds()."""
+        return await self._connection.run(calls.list_holds(path, holder))
+
+    async def inuse(self, path: Path) -> bool:
+        """Whether any hold covers `path`: see Client.inuse()."""
+        return bool(await self.holds(path))
 
     async def why(self, path: Path) -> WhyReply:
-        """Why a removal of `path` is refused; as Client.why()."""
-        return await self._run(calls.explain(path))
+        """Why a removal of `path` is refused: see Client.why()."""
+        return await self._connection.run(calls.explain(path))
 
     async def status(self) -> Status:
-        """What the server says of itself."""
-        return await self._run(calls.ask_status())
+        """What the server says of itself: see Client.status()."""
+        return await self._connection.run(calls.ask_status())
+
+    async def mode(self, new: Mode | str | None = None) -> Mode:
+        """The mode of the mount; with `new` it is switched first: see Client.mode()."""
+        return await self._connection.run(calls.switch(None if new is None else Mode(new)))
+
+    @contextlib.asynccontextmanager
+    async def events(self, path: Path | None = None, *, own: bool = False) -> AsyncIterator[AsyncEvents]:
+        """What happens from now on, for as long as the `async with` block runs: see Client.events().
+
+        With `own` the stream takes over this very connection, and leaving the block closes it.
+        """
+        if own:
+            stream = AsyncEvents(self._connection, await self._connection.run(calls.listen(path, own=True)))
+            with contextlib.closing(stream):
+                yield stream
+        else:
+            connection = self._connection
+            async with _listen(connection.server, path, own=False, patience=connection.timeout) as stream:
+                yield stream
+
+    async def wait_until_closed(self) -> None:
+        """Returns when the server has closed the connection: its mount has ended."""
+        await self._connection.wait_until_closed()
+
+    def fileno(self) -> int:
+        """The descriptor of the connection; -1 once it is closed."""
+        return self._connection.fileno()
 
     def close(self) -> None:
-        """Closes the connection, which ends the holds that are bound to it."""
+        """Closes the connection, which ends the holds that are bound to it. A call that waits raises Disconnected."""
         self._connection.close()
 
     async def __aenter__(self) -> Self:
@@ -157,41 +288,36 @@ class AsyncClient:
         """Closes the connection."""
         self.close()
 
-    async def _run(self, operation: Operation[Result]) -> Result:
-        try:
-            request = next(operation)
-            while True:
-                try:
-                    reply = await self._ask(request)
-                except Exception as error:
-                    request = operation.throw(error)
-                else:
-                    request = operation.send(reply)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
-    async def _ask(self, request: Request[Any]) -> Any:
-        exchange = calls.Exchange(self.mountpoint, request)
-        async with self._one_at_a_time:
-            if self.closed:
-                raise Disconnected(self.mountpoint, "it was closed here")
-            with await trio.to_thread.run_sync(Descriptors, request.paths, abandon_on_cancel=True) as descriptors:
-                try:
-                    await self._send(exchange.message, descriptors)
-                    while (message := exchange.feed(await self._connection.recv(_CHUNK))) is None:
-                        pass
-                except OSError as error:
-                    self.close()
-                    raise Disconnected(self.mountpoint, (error.strerror or str(error)).lower()) from error
-                except BaseException:
-                    self.close()
+class AsyncEvents:
+    """A stream of events: an asynchronous iterator. See exclfs.Events, also for what iterating raises.
+
+    Waiting for the next event may be cancelled; none is lost, and the stream goes on.
+    """
+
+    def __init__(self, connection: Connection, stream: Exchange[EventsReply]) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event; waits for it as long as it takes."""
+        while not self._closed:
+            try:
+                event = (await self._connection.next(self._stream)).event
+            except Disconnected:
+                if not self._closed:
                     raise
-        return exchange.result(message)
+            else:
+                if event is not None:
+                    return event
+        raise StopAsyncIteration
 
-    async def _send(self, message: bytes, descriptors: Descriptors) -> None:
-        # A server that turns the connection away has said why before it closed it: that is still there to be read.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            sent = await self._connection.sendmsg([message], descriptors.ancillary)
-            while sent < len(message):
-                sent += await self._connection.send(message[sent:])
+    def close(self) -> None:
+        """Closes the stream and its connection; also while another task waits for an event."""
+        self._closed = True
+        self._connection.close()

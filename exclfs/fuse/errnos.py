@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from exclfs.holds.errors import BadHold, Gone, Held, HoldError, NoSuchHold, NotPermitted, UnknownFlag
+from exclfs.holds.errors import BadHold, Gone, Held, HoldError, NoSuchHold, NotKept, NotPermitted, UnknownFlag
 
 ERRNOS: Final[dict[type[HoldError], int]] = {
     Held: errno.EBUSY,
     Gone: errno.ESTALE,
     NotPermitted: errno.EPERM,
     NoSuchHold: errno.ENODATA,
+    NotKept: errno.EIO,
     BadHold: errno.EINVAL,
     UnknownFlag: errno.EINVAL,
 }

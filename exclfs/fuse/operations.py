@@ -2,7 +2,8 @@
 
 Nothing here touches the backing tree. A handler that returns has said PROCEED, and the mirror does it; one that
 raises FUSEError has refused. Where FUSE has the parent's nodeid and a name, a question has what a decision needs: the
-nodeid of the inode that the name leads to (0 if to none), and its path below the root (exclfs/mirror/questions.c).
+nodeid of the inode that the name leads to (0 if to none), and as its name PARENT/PATH, the nodeid of the directory that
+has the name and the path below the root (exclfs/mirror/questions.c).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from attrs import define
 from exclfs.fuse import errnos, xattrs
 from exclfs.holds.errors import HoldError
 from exclfs.holds.flags import Operation
+from exclfs.holds.holder import Credentials
+from exclfs.host.processes import groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -74,33 +77,41 @@ class Policy(pyfuse3.Operations):
     describe: Callable[..., Process]
 
     @answered
-    async def unlink(self, inode: int, path: bytes, ctx: Any) -> None:
+    async def unlink(self, inode: int, name: bytes, ctx: Any) -> None:
         """Decides on unlink(2)."""
-        self._decide([(Operation.UNLINK, inode, path)], ctx)
+        self._decide([(Operation.UNLINK, inode, name)], ctx)
 
     @answered
-    async def rmdir(self, inode: int, path: bytes, ctx: Any) -> None:
+    async def rmdir(self, inode: int, name: bytes, ctx: Any) -> None:
         """Decides on rmdir(2)."""
-        self._decide([(Operation.RMDIR, inode, path)], ctx)
+        self._decide([(Operation.RMDIR, inode, name)], ctx)
 
     @answered
-    async def rename(self, inode: int, path: bytes, target: int, target_path: bytes, flags: int, ctx: Any) -> None:
+    async def rename(self, inode: int, name: bytes, target: int, target_name: bytes, flags: int, ctx: Any) -> None:
         """Decides on renameat2(2): what moves, and what it would replace or change places with."""
         if flags & RENAME_EXCHANGE:
             moves = replaced = Operation.EXCHANGE
         else:
             moves = Operation.WHITEOUT if flags & RENAME_WHITEOUT else Operation.RENAME
             replaced = Operation.REPLACE
-        self._decide([(moves, inode, path), (replaced, target, target_path)], ctx)
+        self._decide([(moves, inode, name), (replaced, target, target_name)], ctx)
 
     def _decide(self, removals: Sequence[tuple[Operation, int, bytes]], ctx: Any) -> None:
         requester = functools.cache(lambda: self._requester(ctx))
         refused = False
-        for operation, nodeid, path in removals:
+        for operation, nodeid, name in removals:
             if nodeid == 0:
                 continue
-            inode = self.mirror.identify(nodeid)
-            refused |= bool(self.keeper.verdict(operation, inode, self._absolute(path), requester))
+            parent, _, path = name.partition(b"/")
+            refused |= bool(
+                self.keeper.verdict(
+                    operation,
+                    self.mirror.identify(nodeid),
+                    self._absolute(path),
+                    requester,
+                    self.mirror.identify(int(parent)),
+                )
+            )
         if refused:
             raise pyfuse3.FUSEError(errnos.REFUSED)
 
@@ -118,7 +129,8 @@ class Policy(pyfuse3.Operations):
         """Places a hold, if it is exclfs.hold that is set."""
         _only_hold(name)
         subject, path = self._subject(inode)
-        await self.xattrs.set_hold(value, subject, path, self._requester(ctx))
+        who = Credentials(ctx.uid, ctx.gid, groups_of(ctx.pid))
+        await self.xattrs.set_hold(value, subject, path, self._requester(ctx), who)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:

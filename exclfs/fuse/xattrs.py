@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from exclfs.holds.hold import Hold, Inode
-    from exclfs.holds.holder import Process
+    from exclfs.holds.holder import Credentials, Process
     from exclfs.keeper import Keeper
 
 PREFIXES: Final = (b"user.exclfs.", b"system.exclfs.")
@@ -48,24 +48,25 @@ class Xattrs:
 
     def get(self, name: bytes, inode: Inode, path: str) -> bytes | None:
         """The value of an xattr; None if there is none of this name."""
-        holds = self.keeper.registry.on(inode)
         match _bare(name):
             case b"holders":
-                return holds_document(holds)
+                return holds_document(self.keeper.covering(inode))
             case b"flags":
-                return ",".join(self.keeper.registry.word(inode).names).encode()
+                return ",".join(self.keeper.registry.flags(inode).names).encode()
             case b"why":
-                return self.explain(path, holds).encode(errors="backslashreplace")
+                return self.explain(path, self.keeper.covering(inode)).encode(errors="backslashreplace")
             case b"refusals":
                 return refusals_document([refusal for refusal in self.keeper.refusals if refusal.inode == inode])
             case b"hold":
-                placed = _placed_by_xattr(holds)
+                placed = _placed_by_xattr(self.keeper.registry.on(inode))
                 return holds_document(placed) if placed else None
             case b"socket":
                 return self.socket.encode(errors="surrogateescape")
         return None
 
-    async def set_hold(self, value: bytes, inode: Inode, path: str, requester: Process) -> None:
+    async def set_hold(
+        self, value: bytes, inode: Inode, path: str, requester: Process, credentials: Credentials
+    ) -> None:
         """Places a hold that ends at unmount or when the xattr is removed.
 
         Args:
@@ -73,6 +74,7 @@ class Xattrs:
             inode: what is held.
             path: its path.
             requester: who sets the xattr.
+            credentials: as whom.
 
         Raises:
             BadHold, UnknownFlag: the value is not that.
@@ -86,6 +88,7 @@ class Xattrs:
             reason=wish.get("reason", ""),
             ends=(Unmount(),),
             requester=requester,
+            credentials=credentials,
         )
 
     async def remove_hold(self, inode: Inode, requester: Process) -> None:
@@ -99,8 +102,7 @@ class Xattrs:
         if not placed:
             raise NoSuchHold("hold")
         own = [hold for hold in placed if hold.holder.process.uid == requester.uid]
-        for hold in own or placed:
-            await self.keeper.unlock(hold.id, requester=requester, break_it=not own)
+        await self.keeper.unlock([hold.id for hold in own or placed], requester=requester, break_it=not own)
 
 
 def is_hold(name: bytes) -> bool:

@@ -44,6 +44,14 @@ class NotPermitted(HoldError):
         self.why = why
 
 
+class NotKept(HoldError):
+    """The hold could not be written to the state file, and so it was not placed; `why` says what failed."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 class UnknownFlag(HoldError):
     """`name` is not a flag; `known` are those there are."""
 

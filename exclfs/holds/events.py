@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from attrs import frozen
 
 from exclfs.holds.flags import Operation
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Process
+from exclfs.holds.mode import Mode
 
 
 @frozen
@@ -67,6 +68,8 @@ class Refused(Event):
     inode: Inode
     requester: Process
     holds: tuple[Hold, ...]
+    enforced: bool = True
+    """False in mode warn: it was recorded, and let happen."""
 
 
 @frozen
@@ -84,6 +87,46 @@ class Broken(Event):
     name = "broken"
     hold: Hold
     requester: Process
+    reason: str = ""
+    """Why it was broken, in the words of who did."""
 
 
-# expired, orphaned and mode_changed come with the lifetimes and modes that cause them.
+@frozen
+class Expired(Event):
+    """A hold's time was over."""
+
+    name = "expired"
+    hold: Hold
+
+
+@frozen
+class Orphaned(Event):
+    """A held inode has been removed behind the mount, and the hold with it."""
+
+    name = "orphaned"
+    hold: Hold
+
+
+@frozen
+class ModeChanged(Event):
+    """Refusing was switched on or off."""
+
+    name = "mode_changed"
+    before: Mode
+    after: Mode
+    requester: Process
+
+
+EVENTS: Final[tuple[type[Event], ...]] = (
+    Locked,
+    LockFailed,
+    Unlocked,
+    UnlockBad,
+    Refused,
+    Reaped,
+    Expired,
+    Broken,
+    Orphaned,
+    ModeChanged,
+)
+"""All of them."""

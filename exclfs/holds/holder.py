@@ -19,6 +19,20 @@ class Process:
     start_time: int | None = None
     """Clock ticks since boot: with the pid, the identity of the process (proc_pid_stat(5), field 22)."""
 
+    def is_same(self, other: Process) -> bool:
+        """Whether the two are one process of one user, seen twice."""
+        return (self.pid, self.uid, self.start_time) == (other.pid, other.uid, other.start_time)
+
+
+@frozen
+class Credentials:
+    """As whom somebody asks (credentials(7)), as the kernel says it."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    """The supplementary groups."""
+
 
 @frozen
 class Holder:
@@ -26,3 +40,7 @@ class Holder:
 
     name: str
     process: Process
+
+    def is_same(self, other: Holder) -> bool:
+        """Whether the two are one holder: the same name and the same process."""
+        return self.name == other.name and self.process.is_same(other.process)

@@ -67,7 +67,7 @@ def is_alive(process: Process) -> bool:
         # EINVAL: the number is a thread's now, so the process that had it is gone. Anything else proves nothing.
         return error.errno != errno.EINVAL
     try:
-        if _has_exited(pidfd):
+        if has_exited(pidfd):
             return False
         start_time = describe(process.pid, uid=process.uid).start_time
         return None in (start_time, process.start_time) or start_time == process.start_time
@@ -75,10 +75,86 @@ def is_alive(process: Process) -> bool:
         os.close(pidfd)
 
 
-def _has_exited(pidfd: int) -> bool:
+@functools.cache
+def boot_id() -> str:
+    """Which boot this is: what a start time counts from (/proc/sys/kernel/random/boot_id, random(4))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def real_uid(pid: int) -> int | None:
+    """Whose process this is, whatever set-user-ID program it runs; None if that cannot be read."""
+    with suppress(OSError):
+        directory = _open(pid)
+        try:
+            uids = _status(directory).get("Uid")
+        finally:
+            os.close(directory)
+        return int(uids.split()[0]) if uids else None
+    return None
+
+
+def groups_of(pid: int) -> tuple[int, ...]:
+    """The supplementary groups of a process or thread; none if that cannot be read: less right, not more."""
+    with suppress(OSError):
+        directory = _open(pid)
+        try:
+            groups = _status(directory).get("Groups", "")
+        finally:
+            os.close(directory)
+        return tuple(int(group) for group in groups.split())
+    return ()
+
+
+# --- pidfds ----------------------------------------------------------------------------------------------------------
+
+
+def pid_of(pidfd: int) -> int:
+    """The pid of a pidfd's process, or the thread id of its thread, in this pid namespace.
+
+    It is -1 of a process that has exited and been waited for, and 0 of one that this pid namespace does not have
+    (pidfd_show_fdinfo() in fs/pidfs.c).
+
+    Raises:
+        OSError: it is no descriptor (ENOENT) or no pidfd (EBADF).
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as lines:
+        for line in lines:
+            name, _, value = line.partition(b":")
+            if name == b"Pid":
+                return int(value)
+    raise OSError(errno.EBADF, "not a pidfd")
+
+
+def has_exited(pidfd: int) -> bool:
+    """Whether the process has exited, waited for or not. Asks the kernel now (pidfd_open(2), poll)."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def pidfd_of(pid: int, start_time: int) -> int | None:
+    """A pidfd of the very process that started then; None if it is not there any more. It is the caller's to close.
+
+    A process whose start time cannot be read is not known to be that one.
+
+    Raises:
+        OSError: no descriptor is to be had (EMFILE, ENFILE, ENOMEM).
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.ENOENT, errno.EINVAL):  # EINVAL: the number is a thread's now
+            return None
+        raise
+    # Read while the pid cannot have been given to another process: until the one that has it has been waited for.
+    if describe(pid).start_time == start_time and not has_exited(pidfd):
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+# --- /proc/PID -------------------------------------------------------------------------------------------------------
 
 
 def _unseen(pid: int | None, uid: int | None) -> Process:

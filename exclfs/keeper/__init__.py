@@ -1,59 +1,98 @@
 """The keeper: the one place where the registry, the flags words and the events move together.
 
-Its rules:
+wishes     what a trylock wants, and how it comes into the registry
+words      what the mirror is told of the registry
+authority  who may do what
+queue      who waits for a claim
+deadlines  which hold's time is over next
+open_files files that are open, as the holds that they are
+record     what has happened, and who is told
 
-- A hold enters the registry before its word is set, and leaves it before its word is lowered. So whatever a removal
-  finds, the registry knows: a removal that meets the new word is refused, and one that still meets the old one asks
-  and is told the truth.
-- The loop only *tries* to set a word. Where a removal of that inode is in flight a helper thread waits for it, and
-  verdicts go on meanwhile.
-- Nothing is refused because of a holder that is already dead: who is about to be named is looked at first.
+Its rules: holds are placed all or none, and are told of when they stand. Nothing is refused because of a holder that
+is already dead, or of a time that is over: what is about to be named is looked at first. What is to outlive the server
+is in the state file before anybody hears yes, and out of it before anybody hears that it is released.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import math
+import os
+import time
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
+from attrs import evolve
 
-from exclfs.holds.errors import Gone, Held, NoSuchHold, NotPermitted
-from exclfs.holds.events import Broken, Locked, LockFailed, Reaped, Refused, UnlockBad, Unlocked
-from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.holds.errors import BadHold, Gone, Held, NoSuchHold, NotKept, NotPermitted
+from exclfs.holds.events import (
+    Broken,
+    Expired,
+    Locked,
+    LockFailed,
+    ModeChanged,
+    Orphaned,
+    Reaped,
+    Refused,
+    UnlockBad,
+    Unlocked,
+)
+from exclfs.holds.flags import CLAIMS, Flags
+from exclfs.holds.hold import Hold
+from exclfs.holds.holder import Credentials
+from exclfs.holds.lifetime import OF_A_PROCESS, Connection, StateFile, Time
+from exclfs.holds.limits import Limits, check_hold
+from exclfs.holds.mode import Mode, OpenFiles
+from exclfs.host import processes
+from exclfs.keeper.authority import Authority
+from exclfs.keeper.deadlines import Deadlines, time_of
+from exclfs.keeper.open_files import opened_by, openings
+from exclfs.keeper.queue import Queue, Waiter
+from exclfs.keeper.record import Record
+from exclfs.keeper.wishes import Entrance, Wish
+from exclfs.keeper.words import Mirror, Words
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterable, Sequence
 
     from exclfs.holds.events import Event
-    from exclfs.holds.flags import Flags, Operation
-    from exclfs.holds.hold import Hold, Inode
+    from exclfs.holds.flags import Operation
+    from exclfs.holds.hold import Inode
     from exclfs.holds.holder import Holder, Process
-    from exclfs.holds.lifetime import End
+    from exclfs.holds.lifetime import End, Exit
     from exclfs.holds.registry import Registry
-    from exclfs.mirror import Attributes
 
-REFUSALS_KEPT: Final = 100
-"""How many of the last refusals are kept for whoever asks afterwards."""
+__all__ = ["Keeper", "Liveness", "Mirror", "Store"]
 
-
-class Words(Protocol):
-    """What the keeper needs of the mirror."""
-
-    def set_word(self, inode: Inode, word: int, *, wait: bool) -> None:
-        """Sets a word. Raises Gone; BlockingIOError if it would have to wait and may not."""
-
-    def attributes(self, inode: Inode) -> Attributes:
-        """Owner and mode of an inode. Raises Gone."""
+AT_A_TIME: Final = 100
+"""How many holds are placed, renewed or released before others have a turn."""
+SWEPT_AT_A_TIME: Final = 1000
+"""How many held inodes are looked at by a sweep before others have a turn."""
 
 
 class Liveness(Protocol):
-    """One connection of the control socket, and the process that opened it."""
+    """One connection of the control socket, or one process that a hold is bound to."""
 
     def is_alive(self) -> bool:
-        """Whether both are still there, asked of the kernel now."""
+        """Whether it is still there, asked of the kernel now."""
+
+
+class Store(Protocol):
+    """Where holds are kept that survive a restart of the server."""
+
+    async def add(self, holds: Sequence[Hold]) -> None:
+        """Writes holds, all or none, in place of older ones with their ids. Raises NotKept."""
+
+    async def remove(self, ids: Sequence[str]) -> None:
+        """Takes holds out again. Raises NotKept."""
+
+
+def boottime() -> float:
+    """Seconds since boot, sleep included: the clock that times are kept on, for nobody can set it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Keeper:
@@ -61,34 +100,85 @@ class Keeper:
 
     Args:
         registry: the holds.
-        words: the mirror.
-        owner: the uid of the mount's owner, who may break holds.
-        now: the clock; aware, UTC.
+        mirror: the inodes.
+        mountpoint: absolute; begins every path that is told.
+        owner: the uid of the mount's owner, who may break holds and has no limits.
+        limits: what one user may have.
+        holders_group: the gid whose members may place NO_REMOVE on what they can read.
+        mode: whether holds are enforced.
+        open_files: whose open files are held against other processes.
+        store: keeps holds that survive the server; None if there is no state file.
+        describe: a process by its pid, as it is now.
+        now: the time; aware, UTC.
+        clock: seconds on the clock that decides when a time is over.
     """
 
     def __init__(
         self,
         registry: Registry,
-        words: Words,
+        mirror: Mirror,
         *,
+        mountpoint: str = "/",
         owner: int = 0,
+        limits: Limits | None = None,
+        holders_group: int | None = None,
+        mode: Mode = Mode.ENFORCE,
+        open_files: OpenFiles = OpenFiles.NONE,
+        store: Store | None = None,
+        describe: Callable[..., Process] = processes.describe,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = boottime,
     ) -> None:
         self.registry = registry
-        self.connections: dict[int, Liveness] = {}
-        """Every open connection by its number; a number that is not here is closed."""
-        self.refusals: deque[Refused] = deque(maxlen=REFUSALS_KEPT)
-        self.counts: Counter[str] = Counter()
-        """How many events of each name there were."""
-        self._words = words
-        self._owner = owner
+        self.present: dict[Connection | Exit, Liveness] = {}
+        """What holds are bound to and is still there. A connection or process that is not here is gone."""
+        self.mode = mode
+        self.open_files = open_files
+        self.store = store
+        self.deadlines_changed = trio.Event()
+        """Set, and replaced by another, when a time may end earlier than `expire` said."""
+        self.authority = Authority(mirror, owner, holders_group, limits or Limits())
+        self._record = Record()
+        self.subscribe = self._record.subscribe
+        self._tell = self._record.tell
+        self._mirror = mirror
+        self._mountpoint = mountpoint
+        self._words = Words(registry, mirror, mountpoint)
+        self._entrance = Entrance(registry, mirror, lambda: self.mode, self._reap, self._record.tell, now)
+        self._queue = Queue(self._leave_all)
+        self._deadlines = Deadlines(registry)
+        self._describe = describe
         self._now = now
-        self._subscribers: list[Callable[[Event], None]] = []
-        self._being_set: dict[Inode, trio.Event] = {}
+        self._clock = clock
+        self._switching = trio.Lock()
+        mirror.barrier(enforcing=mode is Mode.ENFORCE)
+        self._to_be_removed: list[str] = []
+        """Of holds that ended without anybody waiting for it: still in the store."""
 
-    def subscribe(self, tell: Callable[[Event], None]) -> None:
-        """Has every event told to `tell`, in order. It must neither block nor raise."""
-        self._subscribers.append(tell)
+    @property
+    def limits(self) -> Limits:
+        """What one user may have."""
+        return self.authority.limits
+
+    @property
+    def owner(self) -> int:
+        """The uid of the mount's owner."""
+        return self.authority.owner
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a claim."""
+        return len(self._queue)
+
+    @property
+    def refusals(self) -> Sequence[Refused]:
+        """The last refusals, oldest first."""
+        return self._record.refusals
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many events of each name there were; of `refused` those that were enforced, of `would_refuse` others."""
+        return self._record.counts
 
     # --- placing ------------------------------------------------------------------------------------------------------
 
@@ -101,8 +191,10 @@ class Keeper:
         reason: str,
         ends: tuple[End, ...],
         requester: Process,
+        credentials: Credentials | None = None,
+        timeout: float = 0.0,  # noqa: ASYNC109 - the clients' word: it is not about how long this may take
     ) -> tuple[Hold, ...]:
-        """Places one hold on each object, all or none. Never waits for another holder.
+        """Places one hold on each object, all or none.
 
         Args:
             objects: the inodes, each with the path it was named by.
@@ -110,145 +202,351 @@ class Keeper:
             holder: who will hold.
             reason: why.
             ends: what will end them.
-            requester: who asks; root, or the owner of each inode.
+            requester: who asks (exclfs.keeper.authority has who may).
+            credentials: as whom, with groups; without them, as a user without any.
+            timeout: seconds to queue for claims that are taken; 0 does not wait, math.inf waits for ever.
 
         Raises:
             Held: a claim is in the way; told as an event, too.
             Gone: the last link of an inode has been removed.
-            NotPermitted: the requester may not hold one of them.
+            NotPermitted: the requester may not hold one of them, or not as many or for as long.
             BadHold: that is no hold.
+            NotKept: it could not be written to the state file.
         """
-        placed: list[Hold] = []
+        check_hold(flags, holder.name, reason, ends, self.limits)
+        if StateFile() in ends and self.store is None:
+            raise BadHold("this mount has no state file; mount it with --state FILE")
+        who = credentials or Credentials(requester.uid, requester.uid)
+        for index, (inode, path) in enumerate(objects):
+            await self.authority.may_place(inode, path, flags, who)
+            await _turn(index)
+        if flags & CLAIMS and len({inode for inode, _ in objects}) < len(objects):
+            raise BadHold("one object is named twice, and has only one claim to give")
+        wish = Wish(objects, flags, holder, reason, ends)
+        placed: tuple[Hold, ...] = ()
         try:
-            for inode, path in objects:
-                self._may_place(inode, path, requester)
-                hold = self._enter(inode, path, flags, holder, reason, ends, requester)
-                placed.append(hold)
-                await self._raise_word(inode)
+            placed = await self._enter_or_wait(wish, requester, timeout)
+            for index, hold in enumerate(placed):
+                await self._words.raise_for(hold)
+                await _turn(index)
+            await self._keep(placed)
+            self._must_stand(placed)
+        except Held as error:
+            inode, path = self._kept_out(wish, error.hold)
+            self._tell(LockFailed(self._now(), path, inode, requester, error.hold))
+            raise
         except BaseException:
-            for hold in reversed(placed):
-                self._leave(hold)
+            self._leave_all(placed)
+            for hold in placed:
+                self._forget_soon(hold)
+            with trio.CancelScope(shield=True):
+                await self._forget_now()
             raise
         for hold in placed:
+            self._note_deadline(hold)
             self._tell(Locked(self._now(), hold))
-        return tuple(placed)
+        return placed
 
-    def _may_place(self, inode: Inode, path: str, requester: Process) -> None:
-        if requester.uid == 0 or requester.uid == self._words.attributes(inode).uid:
-            return
-        raise NotPermitted(f"only root and the owner of {path} may hold it")
+    async def _enter_or_wait(self, wish: Wish, requester: Process, patience: float) -> tuple[Hold, ...]:
+        asked = self._clock()
 
-    def _enter(
-        self,
-        inode: Inode,
-        path: str,
-        flags: Flags,
-        holder: Holder,
-        reason: str,
-        ends: tuple[End, ...],
-        requester: Process,
-    ) -> Hold:
-        place = partial(
-            self.registry.trylock,
-            inode,
-            path=path,
-            flags=flags,
-            holder=holder,
-            reason=reason,
-            since=self._now(),
-            ends=ends,
-        )
+        def enter() -> tuple[Hold, ...]:
+            # For a call that has waited: others may have been served meanwhile, and nothing of its time has passed.
+            self.authority.may_have(requester.uid, self.registry.number_of(requester.uid) + len(wish.objects))
+            ends = (self.time_in(end.deadline - asked) if isinstance(end, Time) else end for end in wish.ends)
+            return self._entrance.enter(evolve(wish, ends=tuple(ends)))
+
+        if patience > 0 and wish.flags & CLAIMS:
+            return await self._queue.wait(Waiter(wish.inodes, enter), patience)
+        return enter()
+
+    def _kept_out(self, wish: Wish, rival: Hold) -> tuple[Inode, str]:
+        """Which of the objects this hold is in the way of: the one that it is on, above or below."""
+        way = {rival.inode, *self._above(rival.inode)}
+        for inode, path in wish.objects:
+            if inode in way or rival.inode in self._above(inode):
+                return inode, path
+        return wish.objects[0]
+
+    async def _keep(self, holds: Iterable[Hold]) -> None:
+        """Has the store keep those of the holds that it is to keep, and that have not ended when it has them."""
+        kept = [hold for hold in holds if StateFile() in hold.ends]
+        if kept and self.store is not None:
+            await self.store.add(kept)
+            for hold in kept:
+                if self._current(hold) is None:
+                    self._forget_soon(hold)
+            await self._forget_now()
+
+    def _must_stand(self, holds: Sequence[Hold]) -> None:
+        """Accepts that none of these, which were placed together, has ended before anybody heard of it.
+
+        Raises:
+            NoSuchHold: one has.
+        """
+        if holds and self._is_over(holds[0]):
+            self._reap(holds)
+        for hold in holds:
+            self.registry.get(hold.id)
+
+    async def restore(self, hold: Hold) -> None:
+        """Takes in a hold that was placed before the server was started, as it was.
+
+        Raises:
+            Gone: its inode is not there any more, or its path is another.
+        """
+        above = await self._words.above(hold) if Flags.PIN_PATH in hold.flags else ()
+        self.registry.restore(hold, above)
         try:
-            return place()
-        except Held as error:
-            if not self._reap([error.hold]):
-                self._tell(LockFailed(self._now(), path, inode, requester, error.hold))
-                raise
-        return place()
+            await self._words.raise_for(hold)
+        except BaseException:
+            self._leave(hold)
+            raise
+        self._note_deadline(hold)
 
-    async def _raise_word(self, inode: Inode) -> None:
-        while inode in self._being_set:
-            await self._being_set[inode].wait()
-        word = self.registry.word(inode).value
+    # --- times --------------------------------------------------------------------------------------------------------
+
+    def until(self, ttl: float, requester: Process) -> Time:
+        """The end of a hold that is to last so many seconds from now.
+
+        Raises:
+            BadHold: that is no time.
+            NotPermitted: it is longer than this user may hold.
+        """
+        if not (math.isfinite(ttl) and ttl > 0):
+            raise BadHold(f"a hold cannot last {ttl:g} seconds")
+        self.authority.may_last(requester.uid, ttl)
+        return self.time_in(ttl)
+
+    def time_in(self, seconds: float) -> Time:
+        """The end that comes in so many seconds; the farthest that a clock can show at most.
+
+        Raises:
+            BadHold: no clock goes that far.
+        """
         try:
-            self._words.set_word(inode, word, wait=False)
-        except BlockingIOError:
-            await self._wait_and_set(inode, word)
+            return Time(self._now() + timedelta(seconds=seconds), self._clock() + seconds)
+        except OverflowError:
+            raise BadHold(f"{seconds:g} seconds from now is beyond every calendar") from None
 
-    async def _wait_and_set(self, inode: Inode, word: int) -> None:
-        done = self._being_set[inode] = trio.Event()
+    async def renew(self, ids: Sequence[str], ttl: float, *, requester: Process) -> tuple[Hold, ...]:
+        """Has holds end so many seconds from now, all or none. Only those that have a time, and have not ended.
+
+        Raises:
+            NoSuchHold: one of them has ended.
+            NotPermitted: one is somebody else's, or that is too long.
+            BadHold: one does not end with a time.
+            NotKept: it could not be written to the state file.
+        """
+        until = self.until(ttl, requester)
+        before = [self.registry.get(name) for name in ids]
+        for hold in before:
+            if self._is_over(hold):
+                raise NoSuchHold(hold.id)
+            if not (self.authority.is_own(hold, requester) or requester.uid == 0):
+                raise NotPermitted(f"hold {hold.id} is {hold.holder.name}'s, not yours")
+            if time_of(hold) is None:
+                raise BadHold(f"hold {hold.id} does not end with a time, so there is nothing to renew")
+        renewed = [self._renew(hold, until) for hold in before]
         try:
-            # Not to be abandoned: the word would be set some time after nobody wants it any more.
-            await trio.to_thread.run_sync(partial(self._words.set_word, inode, word, wait=True))
-        finally:
-            del self._being_set[inode]
-            done.set()
-            self._lower_word(inode, at_most=word)
+            await self._keep(renewed)
+        except BaseException:
+            for earlier, hold in zip(before, renewed, strict=True):
+                # Another call may have renewed it meanwhile.
+                if self._current(hold) is hold:
+                    self._renew(earlier, time_of(earlier) or until)
+            raise
+        return tuple(renewed)
 
-    def _lower_word(self, inode: Inode, at_most: int = -1) -> None:
-        """Clears what no hold wants any more. Clearing never waits."""
-        if inode in self._being_set:
-            return  # it is lowered when that is done
-        with suppress(Gone):
-            self._words.set_word(inode, self.registry.word(inode).value & at_most, wait=False)
+    def _renew(self, hold: Hold, until: Time) -> Hold:
+        renewed = self.registry.renew(hold.id, until)
+        self._note_deadline(renewed)
+        return renewed
+
+    def _note_deadline(self, hold: Hold) -> None:
+        if self._deadlines.note(hold):
+            self.deadlines_changed.set()
+            self.deadlines_changed = trio.Event()
+
+    async def expire(self) -> float | None:
+        """Ends the holds whose time is over; the seconds until the next one's, None if there is none."""
+        ended = 0
+        while (upcoming := self._deadlines.next()) is not None:
+            deadline, hold = upcoming
+            left = deadline - self._clock()
+            if left > 0:
+                break
+            self._end(hold, Expired(self._now(), hold))
+            ended += 1
+            await _turn(ended)
+        await self._forget_now()
+        return None if upcoming is None else left
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
-    async def unlock(self, id: str, *, requester: Process, break_it: bool = False) -> Hold:
-        """Ends a hold.
+    async def unlock(
+        self, ids: Sequence[str], *, requester: Process, break_it: bool = False, reason: str = ""
+    ) -> tuple[Hold, ...]:
+        """Ends holds, all or none.
 
         Args:
-            id: of the hold.
-            requester: its holder; or, with `break_it`, root, the owner of the mount or the holder's own user.
+            ids: of the holds.
+            requester: who asks (exclfs.keeper.authority has who may).
             break_it: release somebody else's, on the record.
+            reason: why they are broken, for the record and for their holders.
 
         Raises:
-            NoSuchHold: there is none with this id.
-            NotPermitted: it is somebody else's.
+            NoSuchHold: there is none with one of these ids.
+            NotPermitted: one is somebody else's.
+            NotKept: it could not be taken out of the state file.
         """
         await trio.lowlevel.checkpoint()
-        try:
-            hold = self.registry.get(id)
-            own = self.is_own(hold, requester)
-            if not own:
-                self._may_break(hold, requester, break_it=break_it)
-        except (NoSuchHold, NotPermitted) as error:
-            self._tell(UnlockBad(self._now(), id, requester, str(error)))
-            raise
-        self._leave(hold)
-        self._tell(Unlocked(self._now(), hold) if own else Broken(self._now(), hold, requester))
-        return hold
+        holds: list[Hold] = []
+        for name in dict.fromkeys(ids):
+            try:
+                hold = self.registry.get(name)
+                self.authority.may_end(hold, requester, break_it=break_it)
+            except (NoSuchHold, NotPermitted) as error:
+                self._tell(UnlockBad(self._now(), name, requester, str(error)))
+                raise
+            holds.append(hold)
+        kept = [hold.id for hold in holds if StateFile() in hold.ends]
+        if kept and self.store is not None:
+            await self.store.remove(kept)
+        for index, hold in enumerate(holds):
+            own = self.authority.is_own(hold, requester)
+            at = self._now()
+            self._leave(hold, Unlocked(at, hold) if own else Broken(at, hold, requester, reason))
+            await _turn(index)
+        return tuple(holds)
 
     def is_own(self, hold: Hold, requester: Process) -> bool:
-        """Whether the requester is the holder. Of a hold that outlives the process that placed it, that is the user."""
-        process = hold.holder.process
-        if process.uid != requester.uid:
+        """Whether the requester is the holder, who may release it without breaking it."""
+        return self.authority.is_own(hold, requester)
+
+    async def end(self, end: Connection | Exit) -> None:
+        """Ends the holds that this end ends: the connection was closed, or the process has exited."""
+        event = Unlocked if isinstance(end, Connection) else Reaped
+        for index, hold in enumerate(self.registry.ending_with(end)):
+            self._end(hold, event(self._now(), hold))
+            await _turn(index)
+        await self._forget_now()
+
+    async def sweep(self) -> None:
+        """Ends the holds on inodes that have been removed behind the mount."""
+        inodes = list(dict.fromkeys(hold.inode for hold in self.registry.all()))
+        for start in range(0, len(inodes), SWEPT_AT_A_TIME):
+            for inode in await trio.to_thread.run_sync(self._gone_of, inodes[start : start + SWEPT_AT_A_TIME]):
+                for hold in self.registry.on(inode):
+                    self._end(hold, Orphaned(self._now(), hold))
+        await self._forget_now()
+
+    def _gone_of(self, inodes: Iterable[Inode]) -> list[Inode]:
+        gone = []
+        for inode in inodes:
+            try:
+                if self._mirror.attributes(inode).nlink == 0:
+                    gone.append(inode)
+            except Gone:
+                gone.append(inode)
+            except OSError:
+                pass  # the backing filesystem is in trouble, which proves nothing
+        return gone
+
+    def _end(self, hold: Hold, event: Event) -> None:
+        """Ends a hold without anybody having asked for it."""
+        if self._leave(hold, event):
+            self._forget_soon(hold)
+
+    def _leave(self, hold: Hold, event: Event | None = None) -> bool:
+        """Ends a hold, and tells of it; whether nothing else had ended it before.
+
+        It leaves the registry; then the words are lowered, and whoever waits is served.
+        """
+        if self._current(hold) is None:
             return False
-        return Unmount() in hold.ends or (process.pid, process.start_time) == (requester.pid, requester.start_time)
+        pinned = self.registry.pinned(hold)
+        self.registry.unlock(hold.id)
+        for inode in (hold.inode, *pinned):
+            self._words.lower(inode)
+        if event is not None:
+            self._tell(event)
+        self._queue.serve(hold)
+        return True
 
-    def _may_break(self, hold: Hold, requester: Process, *, break_it: bool) -> None:
-        owner = hold.holder.process
-        if requester.uid not in (0, self._owner, owner.uid):
-            raise NotPermitted(f"hold {hold.id} is {hold.holder.name}'s, and only root may break it")
-        if not break_it:
-            raise NotPermitted(f"hold {hold.id} is {hold.holder.name}'s (pid {owner.pid}), not yours; --break ends it")
-
-    async def end_connection(self, number: int) -> None:
-        """Ends the holds that end with this connection."""
-        await trio.lowlevel.checkpoint()
-        for hold in self.registry.of_connection(number):
-            self._leave(hold)
-            self._tell(Unlocked(self._now(), hold))
-
-    def _leave(self, hold: Hold) -> None:
+    def _current(self, hold: Hold) -> Hold | None:
+        """The hold as it is now, for it may have been renewed; None if it has ended."""
         with suppress(NoSuchHold):
-            self.registry.unlock(hold.id)
-        self._lower_word(hold.inode)
+            return self.registry.get(hold.id)
+        return None
+
+    def _leave_all(self, holds: Sequence[Hold]) -> None:
+        for hold in reversed(holds):
+            self._leave(hold)
+
+    def _forget_soon(self, hold: Hold) -> None:
+        if StateFile() in hold.ends:
+            self._to_be_removed.append(hold.id)
+
+    async def _forget_now(self) -> None:
+        """Takes what has ended by itself out of the store. A hold that is over does not come back in any case."""
+        if self._to_be_removed and self.store is not None:
+            ids, self._to_be_removed = self._to_be_removed, []
+            try:
+                await self.store.remove(ids)
+            except NotKept:
+                self._to_be_removed += ids  # the store has said so; it is tried again with the next
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    def on(self, inode: Inode) -> tuple[Hold, ...]:
+        """The holds on this inode, its open files among them, oldest first."""
+        return (*self.registry.on(inode), *self._openings(inode))
+
+    def covering(self, inode: Inode) -> tuple[Hold, ...]:
+        """Every hold that says something about this inode, from above too; oldest first, open files last."""
+        above = self._above(inode) if self.registry.covers_below else ()
+        return (*self.registry.covering(inode, above), *self._openings(inode))
+
+    def _above(self, inode: Inode) -> tuple[Inode, ...]:
+        """The directories above, as far as they are known."""
+        with suppress(Gone):
+            return self._mirror.ancestors(inode)
+        return ()
+
+    def _openings(self, inode: Inode) -> tuple[Hold, ...]:
+        if self.open_files is OpenFiles.NONE:
+            return ()
+        with suppress(Gone):
+            path = os.path.join(self._mountpoint, os.fsdecode(self._mirror.path(inode)))
+            return openings(inode, path, self._mirror, self._describe)
+        return ()
 
     # --- refusing -----------------------------------------------------------------------------------------------------
 
+    async def set_mode(self, mode: Mode, *, requester: Process) -> None:
+        """Switches refusing on or off. A removal that begins after the return is treated accordingly.
+
+        Raises:
+            NotPermitted: the requester is neither root nor the owner of the mount.
+        """
+        if requester.uid not in (0, self.owner):
+            raise NotPermitted("only root and the owner of the mount may switch its mode")
+        async with self._switching:
+            before, self.mode = self.mode, mode
+            # What was let happen before and is still in flight has to have happened.
+            await trio.to_thread.run_sync(partial(self._mirror.barrier, enforcing=mode is Mode.ENFORCE))
+            self._queue.serve()  # what was in the way may not be any more
+            if before is not mode:
+                self._tell(ModeChanged(self._now(), before, mode, requester))
+
     def verdict(
-        self, operation: Operation, inode: Inode, path: str, requester: Callable[[], Process]
+        self,
+        operation: Operation,
+        inode: Inode,
+        path: str,
+        requester: Callable[[], Process],
+        parent: Inode | None = None,
     ) -> tuple[Hold, ...]:
         """The holds that refuse this removal, oldest first; none if it may go on. A refusal is told as an event.
 
@@ -256,34 +554,48 @@ class Keeper:
             operation: what would happen to the inode.
             inode: what the name leads to.
             path: the name, absolute in the mount.
-            requester: finds out who asks for the removal; called only for a refusal, for it costs more than a verdict.
+            requester: finds out who asks for the removal; called only where somebody may be refused, for it costs more
+                than a verdict.
+            parent: the directory that has the name.
         """
-        refusing = self.registry.refusing(inode, operation)
+        if self.mode is Mode.OFF:
+            return ()
+        above: tuple[Inode, ...] = ()
+        if parent is not None and self.registry.reaches_below:
+            above = (parent, *self._above(parent))
+        refusing = self.registry.refusing(inode, operation, above)
         if refusing and self._reap(refusing):
-            refusing = self.registry.refusing(inode, operation)
-        if refusing:
-            refused = Refused(self._now(), operation, path, inode, requester(), refusing)
-            self.refusals.append(refused)
-            self._tell(refused)
-        return refusing
+            refusing = self.registry.refusing(inode, operation, above)
+        opened = self._openings(inode)
+        refusing += tuple(hold for hold in opened if not opened_by(hold, requester()))
+        if not refusing:
+            return ()
+        enforced = self.mode is Mode.ENFORCE
+        refused = Refused(self._now(), operation, path, inode, requester(), refusing, enforced)
+        self._tell(refused)
+        return refusing if enforced else ()
 
     def _reap(self, holds: Iterable[Hold]) -> bool:
-        """Drops those whose holder is provably gone; whether there were any."""
-        dead = [hold for hold in holds if not self._is_alive(hold)]
-        for hold in dead:
-            self._leave(hold)
-            self._tell(Reaped(self._now(), hold))
-        return bool(dead)
+        """Drops those that are over; whether there were any."""
+        over = [hold for hold in holds if self._is_over(hold)]
+        for hold in over:
+            end = time_of(hold)
+            expired = end is not None and end.deadline <= self._clock()
+            self._end(hold, Expired(self._now(), hold) if expired else Reaped(self._now(), hold))
+        return bool(over)
 
-    def _is_alive(self, hold: Hold) -> bool:
+    def _is_over(self, hold: Hold) -> bool:
         for end in hold.ends:
-            if isinstance(end, Connection):
-                connection = self.connections.get(end.number)
-                if connection is None or not connection.is_alive():
-                    return False
-        return True
+            if isinstance(end, OF_A_PROCESS):
+                there = self.present.get(end)
+                if there is None or not there.is_alive():
+                    return True
+            elif isinstance(end, Time) and end.deadline <= self._clock():
+                return True
+        return False
 
-    def _tell(self, event: Event) -> None:
-        self.counts[event.name] += 1
-        for tell in self._subscribers:
-            tell(event)
+
+async def _turn(index: int) -> None:
+    """Lets others have a turn now and then."""
+    if index % AT_A_TIME == AT_A_TIME - 1:
+        await trio.lowlevel.checkpoint()

@@ -7,16 +7,20 @@ each; mirror.h is the map. This module is their typed face, and the only one tha
 from __future__ import annotations
 
 import errno
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attrs import frozen
+from attrs import astuple, frozen
 
 from exclfs.holds.errors import Gone
 from exclfs.holds.hold import Inode
+from exclfs.holds.mode import OpenFiles
 from exclfs.mirror import _mirror
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from exclfs.holds.holder import Credentials
 
 ROOT: Final = 1
 """The nodeid of the root of every mount (FUSE_ROOT_ID)."""
@@ -30,6 +34,38 @@ class Attributes:
     gid: int
     mode: int
     nlink: int
+
+
+@frozen
+class Opener:
+    """A process that has an inode open, as it was when it opened it."""
+
+    pid: int
+    start_time: int
+    """Clock ticks since boot (proc_pid_stat(5), field 22)."""
+    uid: int
+    since: datetime
+    """Aware, UTC."""
+
+
+@frozen
+class Identity:
+    """What tells an inode from every other, also after a restart. The path only says where to look first."""
+
+    path: bytes
+    """Below the root, where it was seen last."""
+    ino: int
+    birth_seconds: int
+    """0 with birth_nanoseconds where the filesystem keeps no birth time."""
+    birth_nanoseconds: int
+    generation: int
+    type: int
+    """S_IFMT bits."""
+    nested: bool
+    """Whether it is on another device than the root."""
+    handle_type: int
+    handle: bytes
+    """Of name_to_handle_at(2); empty if there is none."""
 
 
 class FuseHandle(NamedTuple):
@@ -55,6 +91,7 @@ class Mirror:
         passthrough: let the kernel read and write the backing files itself where it can.
         ask_always: put every removal to the policy, held or not.
         privileged: whether this is root: may act as the requester, may open by file handle.
+        hold_open: whose open files count against removals by other processes.
 
     Raises:
         OSError: the system refused what the mirror needs.
@@ -74,6 +111,7 @@ class Mirror:
         passthrough: bool,
         ask_always: bool,
         privileged: bool,
+        hold_open: OpenFiles = OpenFiles.NONE,
     ) -> None:
         self._mirror = _mirror.Mirror(
             source,
@@ -87,6 +125,7 @@ class Mirror:
             passthrough=passthrough,
             ask_always=ask_always,
             privileged=privileged,
+            hold_open=list(OpenFiles).index(hold_open),
         )
 
     def start(self) -> None:
@@ -125,6 +164,106 @@ class Mirror:
         except OSError as error:
             raise _typed(error, inode) from None
 
+    def barrier(self, *, enforcing: bool) -> None:
+        """Waits for every removal in flight; a verdict that was given before is asked for again. May wait.
+
+        Args:
+            enforcing: whether a verdict may be no from now on. Where none is, PROCEED is not asked for again because
+                of what came meanwhile.
+        """
+        self._mirror.barrier(enforcing)
+
+    def ancestors(self, inode: Inode) -> tuple[Inode, ...]:
+        """The directories above, the parent first and the root last: by where the inode was seen last.
+
+        Raises:
+            Gone: nobody knows the inode any more.
+        """
+        try:
+            return tuple(_inode(one) for one in self._mirror.ancestors(inode.nodeid))
+        except OSError as error:
+            raise _typed(error, inode) from None
+
+    def way(self, path: bytes) -> tuple[Inode, ...]:
+        """What this path below the root leads to, its parent, and so on to the root, each looked up anew.
+
+        May wait for a disk. Nothing if nothing is there.
+        """
+        return tuple(_inode(one) for one in self._mirror.way(path))
+
+    def below(self, directory: Inode, candidates: Sequence[Inode]) -> tuple[Inode, ...]:
+        """Those of the candidates that lie below the directory, by the places where they were seen last.
+
+        Raises:
+            Gone: nobody knows the directory any more.
+        """
+        by_nodeid = {inode.nodeid: inode for inode in candidates}
+        try:
+            return tuple(by_nodeid[found] for found in self._mirror.below(directory.nodeid, tuple(by_nodeid)))
+        except OSError as error:
+            raise _typed(error, directory) from None
+
+    def openers(self, inode: Inode) -> tuple[Opener, ...]:
+        """Who has the inode open, the last first, once for each open; none if open files do not count.
+
+        Raises:
+            Gone: nobody knows the inode any more.
+        """
+        try:
+            found = self._mirror.openers(inode.nodeid)
+        except OSError as error:
+            raise _typed(error, inode) from None
+        return tuple(
+            Opener(pid, start_time, uid, datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000))
+            for pid, start_time, uid, seconds, nanoseconds in found
+        )
+
+    def identity(self, inode: Inode) -> Identity:
+        """What tells this inode from every other.
+
+        Raises:
+            Gone: nobody knows it any more.
+        """
+        try:
+            found = self._mirror.identity(inode.nodeid)
+        except OSError as error:
+            raise _typed(error, inode) from None
+        try:
+            path = self.path(inode)
+        except Gone:
+            path = b""  # it was restored, and nobody has looked it up since
+        return Identity(path, *found)
+
+    def restore(self, identity: Identity) -> Inode:
+        """Finds that very inode again. It stays known until `release` is called for it. May wait for a disk.
+
+        Raises:
+            Gone: it is not in this tree any more.
+            OSError: the backing filesystem failed.
+        """
+        path, *rest = astuple(identity)
+        try:
+            return _inode(self._mirror.restore(path, *rest))
+        except OSError as error:
+            raise _typed(error) from None
+
+    def access(self, inode: Inode, credentials: Credentials, mask: int) -> bool:
+        """Whether this user may do this to the inode, by faccessat2(2) as that user. May wait for a disk.
+
+        Args:
+            inode: as the backing tree has it; the directories above do not matter.
+            credentials: as whom.
+            mask: os.R_OK, os.W_OK and os.X_OK.
+
+        Raises:
+            Gone: it is not there any more.
+            OSError: the backing filesystem failed.
+        """
+        try:
+            return self._mirror.access(inode.nodeid, credentials.uid, credentials.gid, credentials.groups, mask)
+        except OSError as error:
+            raise _typed(error, inode) from None
+
     def resolve(self, path: bytes, uid: int, gid: int, groups: Sequence[int]) -> Inode:
         """The inode at a path below the root, looked up in the backing tree with this user's rights (openat2(2)).
 
@@ -135,8 +274,19 @@ class Mirror:
         """
         return _inode(self._mirror.resolve(path, uid, gid, tuple(groups)))
 
+    def keep(self, inode: Inode) -> None:
+        """Has the inode stay known until `release` is called for it, whatever the kernel forgets.
+
+        Raises:
+            Gone: nobody knows it any more.
+        """
+        try:
+            self._mirror.keep(inode.nodeid)
+        except OSError as error:
+            raise _typed(error, inode) from None
+
     def release(self, inode: Inode) -> None:
-        """Ends what `resolve` began."""
+        """Ends what `resolve`, `restore` or `keep` began."""
         self._mirror.release(inode.nodeid)
 
     def path(self, inode: Inode) -> bytes:

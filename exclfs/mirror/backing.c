@@ -45,7 +45,7 @@ struct file_handle_copy *backing_handle(struct mirror *mirror, int parent_fd, co
     return copy;
 }
 
-static int open_handle(struct mirror *mirror, const struct file_handle_copy *copy) {
+int backing_open_handle(struct mirror *mirror, const struct file_handle_copy *copy) {
     union {
         struct file_handle handle;
         char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
@@ -142,7 +142,7 @@ static int use_directly(struct mirror *mirror, struct inode *inode) {
     int fd = use_open(mirror, inode);
     if (fd >= 0) return fd;
     if (inode->handle == NULL) return -ESTALE;
-    fd = verified(inode, open_handle(mirror, inode->handle));
+    fd = verified(inode, backing_open_handle(mirror, inode->handle));
     if (fd >= 0) return use_opened(mirror, inode, fd);
     return fd == -EMFILE || fd == -ENFILE ? fd : -ESTALE;
 }

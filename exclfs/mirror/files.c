@@ -13,23 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 
-/* How a file is opened, and by whom. */
-struct manner {
-    int flags;    /* those of a descriptor here */
-    bool appends; /* with O_APPEND */
-    bool roots;   /* by root */
-};
-
-struct open_file {
-    struct inode *inode;
-    struct manner how;
-    atomic_int fd; /* -1 for passthrough, until something needs one */
-    bool passthrough;
-};
-
-static struct open_file *file_of(uint64_t fh) { return (struct open_file *)(uintptr_t)fh; }
-
-static pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode) {
+pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode) {
     return &mirror->io_locks[inode->key.ino % PLACE_LOCKS];
 }
 
@@ -78,6 +62,7 @@ static void leave(struct mirror *mirror, struct inode *inode, bool passthrough) 
 /* ---- opening -------------------------------------------------------------------------------------------- */
 
 static void file_free(struct mirror *mirror, struct open_file *file) {
+    open_ends(mirror, file);
     leave(mirror, file->inode, file->passthrough);
     int fd = atomic_load(&file->fd);
     if (fd >= 0) close(fd);
@@ -136,6 +121,13 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
     return 0;
 }
 
+/* Before anybody hears of the handle. Where it lies on a removed inode it is all the same. */
+static void count_open(struct worker *worker, const struct request *request, struct open_file *file, int path) {
+    struct statx attributes;
+    if (worker->mirror->settings.hold_open == OPEN_FILES_OFF || stat_at(path, "", &attributes)) return;
+    open_counts(worker, request, file, attributes.stx_uid);
+}
+
 static void fill_open(const struct mirror *mirror, const struct open_file *file, struct exclfs_open_out *out) {
     *out = (struct exclfs_open_out){.fh = (uint64_t)(uintptr_t)file};
     /* Local filesystems have no flush operation: nothing would be done, at the price of a request for each close. */
@@ -166,6 +158,7 @@ void op_open(struct worker *worker, const struct request *request) {
     int path = backing_get(worker->mirror, inode), error = path < 0 ? -path : 0;
     if (!error && in->flags & O_TRUNC) error = truncate_at_open(worker, request, path);
     if (!error) error = file_new(worker, inode, path, -1, manner_of(request, in->flags), &file);
+    if (!error) count_open(worker, request, file, path);
     if (path >= 0) backing_put(worker->mirror, inode);
     if (error) reply_error(worker, request->header->unique, error);
     else {
@@ -214,7 +207,10 @@ static int adopt_created(struct worker *worker, const struct request *request, s
     if (error) close(real);
     else error = file_new(worker, inode, real, real, manner_of(request, in->flags), &file);
     if (error) inode_forget(worker->mirror, inode->nodeid, 1);
-    else reply_created(worker, request, inode, &attributes, file);
+    else {
+        open_counts(worker, request, file, attributes.stx_uid);
+        reply_created(worker, request, inode, &attributes, file);
+    }
     inode_put(worker->mirror, inode);
     return error;
 }
@@ -313,6 +309,7 @@ void op_flush(struct worker *worker, const struct request *request) {
 
 void op_release(struct worker *worker, const struct request *request) {
     const struct fuse_release_in *in = request->argument;
+    window();
     file_free(worker->mirror, file_of(in->fh));
     reply_result(worker, request, 0);
 }

@@ -341,7 +341,18 @@ void inode_moved(struct mirror *mirror, struct inode *inode, struct inode *paren
     inode->name = copy;
     pthread_mutex_unlock(lock);
     free(old);
+    /* A hold that begins to reach below after this was looked at changes the tree itself. */
+    if (before != parent && S_ISDIR(inode->type) && atomic_load(&mirror->tree.below) > 0) tree_changed(mirror);
     if (before != NULL) inode_put(mirror, before);
+}
+
+struct inode *inode_parent(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_t *lock = place_lock(mirror, inode);
+    pthread_mutex_lock(lock);
+    struct inode *parent = inode->parent;
+    if (parent != NULL) inode_get(parent);
+    pthread_mutex_unlock(lock);
+    return parent;
 }
 
 /* Copies the place of an inode; the parent comes with a reference, NULL for the root. */

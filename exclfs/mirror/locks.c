@@ -7,7 +7,7 @@
  *
  * Clearing bits needs no exclusion: a removal that still sees them asks the policy, which knows better.
  *
- * The tree lock (flags that reach below their inode) will be taken around the stripes, by slot per worker.
+ * A word that begins to reach below its inode is set with the tree lock around the stripe (tree.c).
  */
 #include "mirror.h"
 
@@ -87,11 +87,43 @@ static int last_link_is_gone(struct mirror *mirror, struct inode *inode) {
     return attributes.stx_nlink == 0 ? -ESTALE : 0;
 }
 
+void stripe_take(struct mirror *mirror, struct key key) {
+    if (pthread_rwlock_wrlock(&mirror->stripes.lock[stripe_of(key)])) abort();
+}
+
+void stripe_give(struct mirror *mirror, struct key key) {
+    if (pthread_rwlock_unlock(&mirror->stripes.lock[stripe_of(key)])) abort();
+}
+
 static void word_store(struct mirror *mirror, struct inode *inode, unsigned word) {
     unsigned before = atomic_exchange(&inode->word, word);
     atomic_fetch_add(&inode->word_generation, 1);
+    if ((before ^ word) & W_NO_REMOVE_BELOW) {
+        if (word & W_NO_REMOVE_BELOW) atomic_fetch_add(&mirror->tree.below, 1);
+        else atomic_fetch_sub(&mirror->tree.below, 1);
+        tree_changed(mirror);
+    }
     if (before == 0 && word != 0) inode_get(inode);
     if (before != 0 && word == 0) inode_put(mirror, inode);
+}
+
+static void wait_for_thaw(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_lock(&mirror->stripes.thaw_lock);
+    while (atomic_load(&inode->frozen) != 0)
+        pthread_cond_wait(&mirror->stripes.thawed, &mirror->stripes.thaw_lock);
+    pthread_mutex_unlock(&mirror->stripes.thaw_lock);
+}
+
+/* Adds bits, with everything locked that they concern. */
+static int word_add(struct mirror *mirror, struct inode *inode, unsigned word, bool wait) {
+    pthread_rwlock_t *lock = &mirror->stripes.lock[stripe_of(inode->key)];
+    int error = wait ? pthread_rwlock_wrlock(lock) : pthread_rwlock_trywrlock(lock);
+    if (error) return error == EBUSY ? -EAGAIN : -error;
+    if (atomic_load(&inode->frozen) != 0) error = -EAGAIN;
+    if (!error) error = last_link_is_gone(mirror, inode);
+    if (!error) word_store(mirror, inode, word);
+    pthread_rwlock_unlock(lock);
+    return error;
 }
 
 /* Sets the word; -ESTALE if the last link is gone, tested under the lock. Without `wait`, -EAGAIN while a removal
@@ -103,22 +135,14 @@ int word_set(struct mirror *mirror, struct inode *inode, unsigned word, bool wai
         word_store(mirror, inode, word);
         return 0;
     }
-    pthread_rwlock_t *lock = &mirror->stripes.lock[stripe_of(inode->key)];
+    bool reaches = word & ~before & W_NO_REMOVE_BELOW;
     for (;;) {
-        int error = wait ? pthread_rwlock_wrlock(lock) : pthread_rwlock_trywrlock(lock);
-        if (error) return error == EBUSY ? -EAGAIN : -error;
-        if (atomic_load(&inode->frozen) == 0) break;
-        pthread_rwlock_unlock(lock);
-        if (!wait) return -EAGAIN;
-        pthread_mutex_lock(&mirror->stripes.thaw_lock);
-        while (atomic_load(&inode->frozen) != 0)
-            pthread_cond_wait(&mirror->stripes.thawed, &mirror->stripes.thaw_lock);
-        pthread_mutex_unlock(&mirror->stripes.thaw_lock);
+        if (reaches && !tree_lock(mirror, wait)) return -EAGAIN;
+        int error = word_add(mirror, inode, word, wait);
+        if (reaches) tree_unlock(mirror);
+        if (error != -EAGAIN || !wait) return error;
+        wait_for_thaw(mirror, inode);
     }
-    int error = last_link_is_gone(mirror, inode);
-    if (!error) word_store(mirror, inode, word);
-    pthread_rwlock_unlock(lock);
-    return error;
 }
 
 /* For the last round of a question: until it is answered, no bit is added to the word. Called with the stripe shared. */

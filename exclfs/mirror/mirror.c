@@ -12,10 +12,13 @@ void mirror_free(struct mirror *mirror) {
     inodes_destroy(mirror);
     questions_destroy(mirror);
     backing_destroy(mirror);
+    tree_destroy(mirror);
     locks_destroy(mirror);
+    pthread_mutex_destroy(&mirror->reading);
     sem_destroy(&mirror->begun);
     if (mirror->finished >= 0) close(mirror->finished);
     if (mirror->proc_self_fd >= 0) close(mirror->proc_self_fd);
+    if (mirror->proc >= 0) close(mirror->proc);
     free(mirror);
 }
 
@@ -73,8 +76,11 @@ int mirror_new(struct mirror **made, int source, int device, int channel, struct
     mirror->questions.wake = -1;
     mirror->finished = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int error = mirror->finished < 0 || mirror->proc_self_fd < 0 || sem_init(&mirror->begun, 0, 0) ? -errno : 0;
+    mirror->proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool opened = mirror->finished >= 0 && mirror->proc_self_fd >= 0 && mirror->proc >= 0;
+    int error = !opened || sem_init(&mirror->begun, 0, 0) ? -errno : -pthread_mutex_init(&mirror->reading, NULL);
     if (!error) error = locks_init(mirror);
+    if (!error) error = tree_init(mirror);
     if (!error) error = backing_init(mirror);
     if (!error) error = inodes_init(mirror);
     if (!error) error = questions_init(mirror, channel);

@@ -9,13 +9,16 @@
  *   inodes       the table: every inode that the kernel knows or that is held
  *   backing      a descriptor for an inode, from a budget; identity verified
  *   locks        the stripes that make removals and trylocks linearisable
+ *   tree         what reaches below a directory: the tree lock, coverage, ancestors
  *   questions    requests that wait for a verdict of the policy
+ *   opens        which processes have an inode open, where that counts against removals
  *   paths        a path below the root, looked up as somebody else
+ *   identity     an inode told apart from every other, across restarts
  *   requester    doing something as the user who asked for it
  *   module       the Python face
  *
- * Order of locks, outermost first: (tree lock, when it comes) > stripe, by address > key shard > nodeid shard >
- * place lock > budget. None is held while a request waits for a verdict.
+ * Order of locks, outermost first: tree lock > stripe, by address > io lock > key shard > nodeid shard > place lock >
+ * budget. None is held while a request waits for a verdict.
  */
 #ifndef EXCLFS_MIRROR_H
 #define EXCLFS_MIRROR_H
@@ -94,6 +97,14 @@ struct inode {
     atomic_uint frozen; /* questions that must be answered before the word may change */
     atomic_bool removed; /* its last link went through this mirror */
 
+    /* Of a directory: under which generation of the tree it was looked at, and whether it lies in a directory whose
+     * names may not be removed: generation << 1 | covered. */
+    atomic_ulong coverage;
+
+    /* Who has it open, where that counts: under its io lock; the numbers change under its stripe held exclusively. */
+    struct open_file *opens;
+    atomic_uint open_count, open_generation;
+
     /* Where it was seen last: under the place lock. */
     struct inode *parent;
     char *name;
@@ -135,7 +146,25 @@ struct stripes {
     pthread_cond_t thawed;
 };
 
+enum { MOST_THREADS = 64, SLOTS = MOST_THREADS + 2, CACHE_LINE = 64 };
+
+struct slot {
+    _Alignas(CACHE_LINE) pthread_mutex_t lock;
+};
+
+struct tree {
+    struct slot slots[SLOTS]; /* a removal holds its own thread's; who changes the tree holds all */
+    atomic_uint threads;      /* that have been given a slot */
+    pthread_mutex_t gate;     /* one changes the tree at a time */
+    atomic_uint changing;     /* that are at the gate: removals let them go first */
+    atomic_uint below;        /* inodes whose word has W_NO_REMOVE_BELOW */
+    atomic_ulong generation;  /* counts whatever may change what a name lies below */
+    bool enforcing;           /* whether a verdict may be no; changed under the lock */
+};
+
 /* ---- the mirror ----------------------------------------------------------------------------------------- */
+
+enum open_files { OPEN_FILES_OFF, OPEN_FILES_OWN, OPEN_FILES_ALL };
 
 struct settings {
     double entry_timeout, attr_timeout; /* seconds */
@@ -145,6 +174,7 @@ struct settings {
     bool passthrough;     /* use it where the kernel has it */
     bool ask_always;
     bool privileged; /* root: may act as the requester, may open by handle */
+    enum open_files hold_open; /* whose open files count against removals */
 };
 
 enum counter {
@@ -168,6 +198,7 @@ struct mirror {
     struct settings settings;
     int device;       /* /dev/fuse */
     int source;       /* the root of the backing tree, O_RDONLY | O_DIRECTORY: also the mount for file handles */
+    int proc;         /* /proc */
     int proc_self_fd; /* the working directory of every worker: "17" there is descriptor 17 */
     int finished;     /* eventfd, written when the mount has ended */
     atomic_bool ended;
@@ -181,6 +212,8 @@ struct mirror {
     struct inode_table table;
     struct inode *root;
     struct stripes stripes;
+    struct tree tree;
+    pthread_mutex_t reading; /* with hold_open: from the reading of a request to the counting of a release */
     pthread_mutex_t place_locks[PLACE_LOCKS];
     pthread_mutex_t io_locks[PLACE_LOCKS];
 
@@ -207,6 +240,7 @@ struct worker {
     gid_t fsgid;
     mode_t umask;
     unsigned permitted[2]; /* capabilities that it can have */
+    unsigned slot;         /* of the tree lock */
     unsigned given_up;     /* of the first word, those that it does not have at the moment */
     uid_t own_uid;
     gid_t own_gid;
@@ -218,6 +252,12 @@ int mirror_new(struct mirror **made, int source, int device, int channel, struct
 void mirror_free(struct mirror *mirror); /* its threads have been stopped */
 
 /* paths.c */
+enum { MOST_ABOVE = 1 << 16 }; /* directories above an inode; what was moved behind the mount may look like a circle */
+int path_way(struct mirror *mirror, const char *path, struct inode *way[MOST_ABOVE]);
+struct inode *path_known(struct mirror *mirror, const char *path); /* with a reference; NULL: nothing is there */
+/* Whether this user may do this (R_OK, W_OK, X_OK) to the inode: 0, -EACCES or -errno. */
+int path_access(struct mirror *mirror, struct inode *inode, uid_t uid, gid_t gid, const gid_t *groups, size_t count,
+                int mask);
 int path_resolve(struct mirror *mirror, const char *path, uid_t uid, gid_t gid, const gid_t *groups, size_t count,
                  struct inode **found);
 
@@ -230,6 +270,13 @@ void worker_end(struct worker *worker);
 int reply(struct worker *worker, uint64_t unique, const void *body, size_t size); /* 0 or -errno of the write */
 void reply_error(struct worker *worker, uint64_t unique, int error);              /* error: positive errno, or 0 */
 void negotiate(struct worker *worker, const struct request *request);
+
+/* A window that a lock closes, widened on purpose in a test build. */
+static inline void window(void) {
+#ifdef EXCLFS_TEST_WINDOW_US
+    usleep(EXCLFS_TEST_WINDOW_US);
+#endif
+}
 
 static inline void count(struct mirror *mirror, enum counter counter) {
     atomic_fetch_add_explicit(&mirror->counters[counter], 1, memory_order_relaxed);
@@ -258,7 +305,8 @@ uint64_t shown_ino(const struct mirror *mirror, dev_t dev, ino_t ino);
 /* The path below the root, without a leading slash; at most size - 1 bytes, a deeper one begins with "...". */
 size_t inode_path(struct mirror *mirror, struct inode *directory, const char *name, char *path, size_t size);
 size_t inode_own_path(struct mirror *mirror, struct inode *inode, char *path, size_t size);
-/* Where it was seen last; the parent comes with a reference, NULL for the root. */
+/* Where it was seen last; the parent comes with a reference, NULL for the root and for what has no known place. */
+struct inode *inode_parent(struct mirror *mirror, struct inode *inode);
 struct inode *inode_place(struct mirror *mirror, struct inode *inode, char name[NAME_MAX + 1]);
 
 static inline struct key key_of(const struct statx *attributes) {
@@ -283,6 +331,7 @@ int backing_reopen(struct mirror *mirror, int fd, int flags);  /* a real descrip
 int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes);
 int stat_at(int fd, const char *name, struct statx *attributes); /* 0 or -errno */
 struct file_handle_copy *backing_handle(struct mirror *mirror, int parent_fd, const char *name);
+int backing_open_handle(struct mirror *mirror, const struct file_handle_copy *handle); /* O_PATH, or -errno */
 
 /* locks.c */
 int locks_init(struct mirror *mirror);
@@ -292,13 +341,30 @@ void stripes_release(struct mirror *mirror, struct key first, const struct key *
 int word_set(struct mirror *mirror, struct inode *inode, unsigned word, bool wait); /* 0, -EAGAIN, -ESTALE */
 void word_freeze(struct inode *inode);
 void word_thaw(struct mirror *mirror, struct inode *inode);
+void stripe_take(struct mirror *mirror, struct key key); /* exclusively */
+void stripe_give(struct mirror *mirror, struct key key);
+enum { W_NO_REMOVE_BELOW = 1 << 4 }; /* the one bit of a word that means something here (exclfs/holds/flags.py) */
+
+/* tree.c */
+int tree_init(struct mirror *mirror);
+void tree_destroy(struct mirror *mirror);
+void tree_share(struct worker *worker);
+void tree_release(struct worker *worker);
+bool tree_lock(struct mirror *mirror, bool wait); /* false: somebody is in, and `wait` is */
+void tree_unlock(struct mirror *mirror);
+void tree_barrier(struct mirror *mirror, bool enforcing); /* waits; verdicts from before are asked for again */
+void tree_changed(struct mirror *mirror);
+bool tree_covers(struct mirror *mirror, struct inode *directory); /* a name in it is not to be removed unasked */
+bool tree_is_below(struct mirror *mirror, struct inode *inode, const struct inode *directory);
+/* The directories above, the root first and each with a reference: their number. */
+int tree_ancestors(struct mirror *mirror, struct inode *inode, struct inode *above[MOST_ABOVE]);
 
 /* questions.c */
 enum { TESTED_MAX = 2, ROUNDS = 4 };
 struct tested {
     struct inode *inode; /* referenced by the question; NULL: no inode of ours was there */
     struct key key;
-    unsigned generation;
+    unsigned generation, open_generation;
 };
 struct question {
     struct question *next;
@@ -307,6 +373,7 @@ struct question {
     bool sent;
     bool frozen; /* the words of `tested` are locked until this is answered */
     unsigned rounds;
+    unsigned long tree; /* the generation of the tree when it was asked */
     struct tested tested[TESTED_MAX];
     size_t packet_size, message_size;
     char *packet;   /* what goes up */
@@ -318,7 +385,7 @@ void questions_stop(struct mirror *mirror);
 void questions_destroy(struct mirror *mirror);
 /* Each hands the request to the policy; it will be answered or carried out later by the questions' thread. */
 void ask_removal(struct worker *worker, const struct request *request, const struct tested tested[TESTED_MAX],
-                 const char *path, const char *second_path);
+                 unsigned long tree, const char *path, const char *second_path);
 void ask_xattr(struct worker *worker, const struct request *request);
 
 /* requester.c */
@@ -330,6 +397,37 @@ int become_writer(struct worker *worker, const struct fuse_in_header *header, bo
 int become_nobody(struct worker *worker, bool strip);
 void become_server(struct worker *worker); /* back to what the server is */
 int run_as(uid_t uid, gid_t gid, const gid_t *groups, size_t count, int (*work)(void *), void *argument);
+
+/* opens.c */
+struct opener {
+    pid_t pid; /* of the process, not of the thread; 0: this handle counts against nobody */
+    uint64_t start_time;
+    uid_t uid;
+    struct timespec since;
+};
+struct open_file;
+void open_counts(struct worker *worker, const struct request *request, struct open_file *file, uid_t owner);
+void open_ends(struct mirror *mirror, struct open_file *file);
+void open_released(struct mirror *mirror, const void *message, size_t size); /* what was just read, if it is a RELEASE */
+/* Whether another process than the requester's has it open. */
+bool opened_by_another(struct worker *worker, const struct request *request, struct inode *inode);
+/* The openers of an inode, at most `size`; their number. */
+size_t openers_of(struct mirror *mirror, struct inode *inode, struct opener *openers, size_t size);
+
+/* identity.c */
+struct identity {
+    ino_t ino;
+    int64_t birth_seconds;
+    uint32_t birth_nanoseconds, generation;
+    mode_t type;
+    bool nested; /* on another device than the root */
+    int handle_type;
+    unsigned handle_bytes;
+    unsigned char handle[128]; /* MAX_HANDLE_SZ */
+};
+void identity_of(const struct mirror *mirror, const struct inode *inode, struct identity *identity);
+/* Finds that very inode again; it comes with a reference. 0, -ESTALE if it is not in this tree any more, or -errno. */
+int identity_restore(struct mirror *mirror, const struct identity *identity, const char *path, struct inode **found);
 
 /* the operations: each replies, or hands on */
 void op_lookup(struct worker *, const struct request *);
@@ -367,6 +465,23 @@ void op_setxattr(struct worker *, const struct request *);
 void op_getxattr(struct worker *, const struct request *);
 void op_listxattr(struct worker *, const struct request *);
 void op_removexattr(struct worker *, const struct request *);
+
+/* An open file: its number for the kernel is where it lies. */
+struct manner {
+    int flags;    /* those of a descriptor here */
+    bool appends; /* with O_APPEND */
+    bool roots;   /* by root */
+};
+struct open_file {
+    struct inode *inode;
+    struct manner how;
+    atomic_int fd; /* -1 for passthrough, until something needs one */
+    bool passthrough;
+    struct opener opener;             /* under the io lock of the inode, as the next two */
+    struct open_file *next, **before; /* among the inode's opens */
+};
+static inline struct open_file *file_of(uint64_t fh) { return (struct open_file *)(uintptr_t)fh; }
+pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode);
 
 /* shared by operations */
 void fill_attr(const struct mirror *mirror, const struct statx *from, struct fuse_attr *to);

@@ -35,20 +35,22 @@ static PyObject *os_error(int error) {
 
 static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout", "decision_timeout",
-                            "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   NULL};
-    int source, device, channel, passthrough, ask_always, privileged;
+                            "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open", NULL};
+    int source, device, channel, passthrough, ask_always, privileged, hold_open;
     struct settings settings;
     if (self->mirror != NULL) {
         PyErr_SetString(PyExc_ValueError, "a mirror is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIppp", names, &source, &device, &channel,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppi", names, &source, &device, &channel,
                                      &settings.entry_timeout, &settings.attr_timeout, &settings.decision_timeout,
-                                     &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged))
+                                     &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged,
+                                     &hold_open))
         return -1;
     settings.passthrough = passthrough;
     settings.ask_always = ask_always;
     settings.privileged = privileged;
+    settings.hold_open = (enum open_files)hold_open;
     int error = mirror_new(&self->mirror, source, device, channel, settings);
     if (error) {
         os_error(error);
@@ -144,8 +146,12 @@ static PyObject *Mirror_path(MirrorObject *self, PyObject *argument) {
     struct inode *inode = inode_by_nodeid(mirror, nodeid);
     if (inode == NULL) return os_error(ESTALE);
     char path[PATH_MAX + NAME_MAX];
-    size_t size = inode_own_path(mirror, inode, path, sizeof path);
+    struct inode *parent = inode_parent(mirror, inode);
+    bool placed = parent != NULL || inode == mirror->root;
+    size_t size = placed ? inode_own_path(mirror, inode, path, sizeof path) : 0;
+    if (parent != NULL) inode_put(mirror, parent);
     inode_put(mirror, inode);
+    if (!placed) return os_error(ESTALE);
     return PyBytes_FromStringAndSize(path, (Py_ssize_t)size);
 }
 
@@ -167,7 +173,164 @@ static PyObject *Mirror_attributes(MirrorObject *self, PyObject *argument) {
                          attributes.stx_nlink);
 }
 
+static PyObject *Mirror_barrier(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    int enforcing = mirror == NULL ? -1 : PyObject_IsTrue(argument);
+    if (enforcing < 0) return NULL;
+    BEGIN_WORK(self)
+    tree_barrier(mirror, enforcing);
+    END_WORK(self)
+    Py_RETURN_NONE;
+}
+
+/* ---- the tree ------------------------------------------------------------------------------------------- */
+
+/* A tuple of inodes, from the last to the first; lets go of them and of the array. */
+static PyObject *inodes_upwards(struct mirror *mirror, struct inode **inodes, int number) {
+    PyObject *all = PyTuple_New(number);
+    for (int i = 0; i < number; i++) {
+        PyObject *one = all == NULL ? NULL : inode_tuple(inodes[number - 1 - i]);
+        if (one != NULL) PyTuple_SET_ITEM(all, i, one);
+        else Py_CLEAR(all);
+    }
+    for (int i = 0; i < number; i++) inode_put(mirror, inodes[i]);
+    free(inodes);
+    return all;
+}
+
+static PyObject *Mirror_ancestors(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode == NULL) return os_error(ESTALE);
+    struct inode **above = calloc(MOST_ABOVE, sizeof *above);
+    int number = above == NULL ? 0 : tree_ancestors(mirror, inode, above);
+    inode_put(mirror, inode);
+    return above == NULL ? PyErr_NoMemory() : inodes_upwards(mirror, above, number);
+}
+
+/* What the path leads to, its parent, and so on to the root; looked up anew. */
+static PyObject *Mirror_way(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    const char *path = PyBytes_AsString(argument);
+    if (mirror == NULL || path == NULL) return NULL;
+    struct inode **way = calloc(MOST_ABOVE, sizeof *way);
+    if (way == NULL) return PyErr_NoMemory();
+    int number;
+    BEGIN_WORK(self)
+    number = path_way(mirror, path, way);
+    END_WORK(self)
+    return inodes_upwards(mirror, way, number);
+}
+
+/* Those of the nodeids that lie below the directory. */
+static PyObject *Mirror_below(MirrorObject *self, PyObject *arguments) {
+    unsigned long long nodeid;
+    PyObject *candidates;
+    struct mirror *mirror = running(self);
+    if (mirror == NULL || !PyArg_ParseTuple(arguments, "KO!", &nodeid, &PyTuple_Type, &candidates)) return NULL;
+    struct inode *directory = inode_by_nodeid(mirror, nodeid);
+    if (directory == NULL) return os_error(ESTALE);
+    PyObject *below = PyList_New(0);
+    for (Py_ssize_t i = 0; below != NULL && i < PyTuple_GET_SIZE(candidates); i++) {
+        PyObject *candidate = PyTuple_GET_ITEM(candidates, i);
+        struct inode *inode = inode_by_nodeid(mirror, PyLong_AsUnsignedLongLong(candidate));
+        if (inode == NULL) continue;
+        bool lies = tree_is_below(mirror, inode, directory);
+        inode_put(mirror, inode);
+        if (lies && PyList_Append(below, candidate)) Py_CLEAR(below);
+    }
+    inode_put(mirror, directory);
+    if (below != NULL && PyErr_Occurred()) Py_CLEAR(below);
+    return below;
+}
+
+/* ---- open files ----------------------------------------------------------------------------------------- */
+
+enum { MOST_OPENERS = 1024 };
+
+static PyObject *Mirror_openers(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode == NULL) return os_error(ESTALE);
+    struct opener *openers = calloc(MOST_OPENERS, sizeof *openers);
+    size_t number = openers == NULL ? 0 : openers_of(mirror, inode, openers, MOST_OPENERS);
+    inode_put(mirror, inode);
+    PyObject *all = openers == NULL ? PyErr_NoMemory() : PyList_New(0);
+    for (size_t i = 0; all != NULL && i < number; i++) {
+        const struct opener *opener = &openers[i];
+        PyObject *one = Py_BuildValue("(iKILl)", (int)opener->pid, (unsigned long long)opener->start_time,
+                                      (unsigned)opener->uid, (long long)opener->since.tv_sec, opener->since.tv_nsec);
+        if (one == NULL || PyList_Append(all, one)) Py_CLEAR(all);
+        Py_XDECREF(one);
+    }
+    free(openers);
+    return all;
+}
+
+/* ---- identity ------------------------------------------------------------------------------------------- */
+
+static PyObject *Mirror_identity(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode == NULL) return os_error(ESTALE);
+    struct identity identity;
+    identity_of(mirror, inode, &identity);
+    inode_put(mirror, inode);
+    return Py_BuildValue("(KLIIINiy#)", (unsigned long long)identity.ino, (long long)identity.birth_seconds,
+                         identity.birth_nanoseconds, identity.generation, (unsigned)identity.type,
+                         PyBool_FromLong(identity.nested), identity.handle_type, (const char *)identity.handle,
+                         (Py_ssize_t)identity.handle_bytes);
+}
+
+/* The inode keeps a reference until release(). */
+static PyObject *Mirror_restore(MirrorObject *self, PyObject *arguments) {
+    const char *path, *handle;
+    Py_ssize_t handle_bytes;
+    unsigned long long ino;
+    long long birth;
+    unsigned type;
+    int nested;
+    struct identity identity = {0};
+    struct mirror *mirror = running(self);
+    if (mirror == NULL || !PyArg_ParseTuple(arguments, "yKLIIIpiy#", &path, &ino, &birth, &identity.birth_nanoseconds,
+                                            &identity.generation, &type, &nested, &identity.handle_type, &handle,
+                                            &handle_bytes))
+        return NULL;
+    if (handle_bytes > (Py_ssize_t)sizeof identity.handle) return os_error(EINVAL);
+    identity.ino = ino;
+    identity.birth_seconds = birth;
+    identity.type = type;
+    identity.nested = nested;
+    identity.handle_bytes = (unsigned)handle_bytes;
+    memcpy(identity.handle, handle, identity.handle_bytes);
+    struct inode *inode = NULL;
+    int error;
+    BEGIN_WORK(self)
+    error = identity_restore(mirror, &identity, path, &inode);
+    END_WORK(self)
+    return error ? os_error(error) : inode_tuple(inode);
+}
+
 /* ---- a path below the root ------------------------------------------------------------------------------ */
+
+/* The group ids of a tuple, to be freed; NULL with an exception set. */
+static gid_t *read_groups(PyObject *tuple, size_t *count) {
+    Py_ssize_t size = PyTuple_GET_SIZE(tuple);
+    if (size > NGROUPS_MAX) return os_error(EINVAL), NULL;
+    gid_t *groups = calloc((size_t)size + 1, sizeof *groups);
+    if (groups == NULL) return PyErr_NoMemory(), NULL;
+    for (Py_ssize_t i = 0; i < size; i++) groups[i] = (gid_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(tuple, i));
+    *count = (size_t)size;
+    if (!PyErr_Occurred()) return groups;
+    free(groups);
+    return NULL;
+}
 
 /* The inode keeps a reference until release(). */
 static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
@@ -177,23 +340,47 @@ static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
     struct mirror *mirror = running(self);
     if (mirror == NULL || !PyArg_ParseTuple(arguments, "yIIO!", &path, &uid, &gid, &PyTuple_Type, &group_list))
         return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(group_list);
-    if (count > NGROUPS_MAX) return os_error(EINVAL);
-    gid_t *groups = calloc((size_t)count + 1, sizeof *groups);
-    if (groups == NULL) return PyErr_NoMemory();
-    for (Py_ssize_t i = 0; i < count; i++)
-        groups[i] = (gid_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(group_list, i));
-    if (PyErr_Occurred()) {
-        free(groups);
-        return NULL;
-    }
+    size_t count;
+    gid_t *groups = read_groups(group_list, &count);
+    if (groups == NULL) return NULL;
     struct inode *inode;
     int error;
     BEGIN_WORK(self)
-    error = path_resolve(mirror, path, uid, gid, groups, (size_t)count, &inode);
+    error = path_resolve(mirror, path, uid, gid, groups, count, &inode);
     END_WORK(self)
     free(groups);
     return error ? os_error(error) : inode_tuple(inode);
+}
+
+static PyObject *Mirror_access(MirrorObject *self, PyObject *arguments) {
+    unsigned long long nodeid;
+    unsigned uid, gid;
+    int mask, error = -ESTALE;
+    PyObject *group_list;
+    struct mirror *mirror = running(self);
+    if (mirror == NULL || !PyArg_ParseTuple(arguments, "KIIO!i", &nodeid, &uid, &gid, &PyTuple_Type, &group_list, &mask))
+        return NULL;
+    size_t count;
+    gid_t *groups = read_groups(group_list, &count);
+    if (groups == NULL) return NULL;
+    BEGIN_WORK(self)
+    struct inode *inode = inode_by_nodeid(mirror, nodeid);
+    if (inode != NULL) {
+        error = path_access(mirror, inode, uid, gid, groups, count, mask);
+        inode_put(mirror, inode);
+    }
+    END_WORK(self)
+    free(groups);
+    if (error && error != -EACCES && error != -EPERM && error != -EROFS) return os_error(error);
+    return PyBool_FromLong(error == 0);
+}
+
+static PyObject *Mirror_keep(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    if (inode_by_nodeid(mirror, nodeid) == NULL) return os_error(ESTALE);
+    Py_RETURN_NONE;
 }
 
 static PyObject *Mirror_release(MirrorObject *self, PyObject *argument) {
@@ -257,9 +444,18 @@ static PyMethodDef Mirror_methods[] = {
     {"finished", (PyCFunction)Mirror_finished, METH_NOARGS, NULL},
     {"identify", (PyCFunction)Mirror_identify, METH_O, NULL},
     {"set_word", (PyCFunction)Mirror_set_word, METH_VARARGS, NULL},
+    {"barrier", (PyCFunction)Mirror_barrier, METH_O, NULL},
+    {"ancestors", (PyCFunction)Mirror_ancestors, METH_O, NULL},
+    {"way", (PyCFunction)Mirror_way, METH_O, NULL},
+    {"below", (PyCFunction)Mirror_below, METH_VARARGS, NULL},
+    {"openers", (PyCFunction)Mirror_openers, METH_O, NULL},
+    {"identity", (PyCFunction)Mirror_identity, METH_O, NULL},
+    {"restore", (PyCFunction)Mirror_restore, METH_VARARGS, NULL},
+    {"access", (PyCFunction)Mirror_access, METH_VARARGS, NULL},
     {"path", (PyCFunction)Mirror_path, METH_O, NULL},
     {"attributes", (PyCFunction)Mirror_attributes, METH_O, NULL},
     {"resolve", (PyCFunction)Mirror_resolve, METH_VARARGS, NULL},
+    {"keep", (PyCFunction)Mirror_keep, METH_O, NULL},
     {"release", (PyCFunction)Mirror_release, METH_O, NULL},
     {"counters", (PyCFunction)Mirror_counters, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

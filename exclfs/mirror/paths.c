@@ -24,26 +24,41 @@ static int search_path(void *argument) {
     return fd < 0 ? -errno : fd;
 }
 
-/* Makes the inode behind an O_PATH descriptor known, with every directory that leads to it. */
-static struct inode *know_path(struct mirror *mirror, const char *path) {
-    struct inode *at = mirror->root;
-    inode_get(at);
+/* The inode that the name leads to in a directory, with a reference; NULL: nothing is there. */
+static struct inode *step_down(struct mirror *mirror, struct inode *directory, const char *name) {
+    struct statx attributes;
+    int fd = strcmp(name, "..") == 0 ? -1 : backing_get(mirror, directory);
+    if (fd < 0) return NULL;
+    bool there = stat_at(fd, name, &attributes) == 0;
+    struct inode *found = there ? inode_seen(mirror, directory, name, fd, &attributes, 0) : NULL;
+    backing_put(mirror, directory);
+    return found;
+}
+
+/* Makes what the path leads to known, with every directory on the way; all with references, the root first. Their
+ * number, which is 0 if nothing is there. */
+int path_way(struct mirror *mirror, const char *path, struct inode *way[MOST_ABOVE]) {
     char *copy = strdup(path), *rest = copy, *name;
-    while (copy != NULL && at != NULL && (name = strsep(&rest, "/")) != NULL) {
+    int number = 1;
+    inode_get(way[0] = mirror->root);
+    while (number > 0 && (name = strsep(&rest, "/")) != NULL) {
         if (*name == 0 || strcmp(name, ".") == 0) continue;
-        struct statx attributes;
-        int fd = backing_get(mirror, at);
-        struct inode *next = NULL;
-        if (fd >= 0) {
-            if (strcmp(name, "..") != 0 && stat_at(fd, name, &attributes) == 0)
-                next = inode_seen(mirror, at, name, fd, &attributes, 0);
-            backing_put(mirror, at);
-        }
-        inode_put(mirror, at);
-        at = next;
+        struct inode *next = number < MOST_ABOVE ? step_down(mirror, way[number - 1], name) : NULL;
+        if (next != NULL) way[number++] = next;
+        else
+            while (number > 0) inode_put(mirror, way[--number]);
     }
     free(copy);
-    return at;
+    return number;
+}
+
+struct inode *path_known(struct mirror *mirror, const char *path) {
+    struct inode **way = calloc(MOST_ABOVE, sizeof *way), *found = NULL;
+    int number = way == NULL ? 0 : path_way(mirror, path, way);
+    if (number > 0) found = way[--number];
+    while (number > 0) inode_put(mirror, way[--number]);
+    free(way);
+    return found;
 }
 
 /* Finds the inode at the path with this user's rights; it comes with a reference. 0 or -errno. */
@@ -56,7 +71,7 @@ int path_resolve(struct mirror *mirror, const char *path, uid_t uid, gid_t gid, 
     int error = stat_at(fd, "", &seen);
     close(fd);
     if (error) return error;
-    struct inode *inode = know_path(mirror, path);
+    struct inode *inode = path_known(mirror, path);
     /* What the requester could reach, and nothing else. */
     if (inode != NULL && same_key(inode->key, key_of(&seen)) && same_birth(inode, &seen)) {
         *found = inode;
@@ -64,4 +79,22 @@ int path_resolve(struct mirror *mirror, const char *path, uid_t uid, gid_t gid, 
     }
     if (inode != NULL) inode_put(mirror, inode);
     return -ESTALE;
+}
+
+struct path_access {
+    int fd, mask;
+};
+
+static int try_access(void *argument) {
+    const struct path_access *access = argument;
+    return syscall(SYS_faccessat2, access->fd, "", access->mask, AT_EMPTY_PATH | AT_EACCESS) ? -errno : 0;
+}
+
+int path_access(struct mirror *mirror, struct inode *inode, uid_t uid, gid_t gid, const gid_t *groups, size_t count,
+                int mask) {
+    struct path_access access = {backing_get(mirror, inode), mask};
+    if (access.fd < 0) return access.fd;
+    int error = run_as(uid, gid, groups, count, try_access, &access);
+    backing_put(mirror, inode);
+    return error;
 }

@@ -3,12 +3,12 @@
  *
  * The policy is unmodified pyfuse3 at the other end of a socket pair, so a question is a FUSE request and the answer
  * a FUSE reply. Where FUSE names the parent's nodeid and a name, a question about a removal has what a decision
- * needs: the victim's nodeid, and its path below the root. The reply is an errno, which goes to the kernel, or 0,
+ * needs: the victim's nodeid, and as its name "PARENT/PATH", the parent's nodeid and the path below the root. The reply is an errno, which goes to the kernel, or 0,
  * which means PROCEED: then the request is served again, by the same code, under this question. The xattrs of exclfs
  * go up as they are, and their replies go back as they are.
  *
- * No worker waits here. A question carries the generation of every word that was tested; if one has changed when
- * PROCEED arrives the policy is asked again, and for the last round the words are frozen. A question that finds no
+ * No worker waits here. A question carries the generation of every word that was tested and of the tree; if one has
+ * changed when PROCEED arrives the policy is asked again, and for the last round the words are frozen. A question that finds no
  * answer in time is EBUSY: it fails closed. Once the policy has gone, every question is EBUSY at once. A full channel
  * makes questions wait, never workers.
  */
@@ -102,7 +102,7 @@ static struct question *question_new(const struct request *request, size_t packe
 
 /* The stripes of `tested` are shared by the caller. */
 void ask_removal(struct worker *worker, const struct request *request, const struct tested tested[TESTED_MAX],
-                 const char *path, const char *second_path) {
+                 unsigned long tree, const char *path, const char *second_path) {
     bool rename = second_path != NULL;
     size_t fixed = rename ? sizeof(struct fuse_rename2_in) : 0;
     size_t names = strlen(path) + 1 + (rename ? strlen(second_path) + 1 : 0);
@@ -128,6 +128,7 @@ void ask_removal(struct worker *worker, const struct request *request, const str
 
     question->rounds = worker->verdict != NULL ? worker->verdict->rounds + 1 : 0;
     question->frozen = question->rounds >= ROUNDS;
+    question->tree = tree;
     if (question->rounds > 0) count(worker->mirror, C_ASKED_AGAIN);
     for (unsigned i = 0; i < TESTED_MAX; i++) {
         question->tested[i] = tested[i];

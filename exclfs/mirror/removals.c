@@ -1,10 +1,13 @@
 /*
  * Removals: unlink, rmdir and rename, the operations that a hold refuses.
  *
- * Each does the same steps: find which inodes the names lead to, share their stripes, test their words, and with the
- * stripes still shared either make the system call or hand the request to the policy. A word of zero concerns no
- * hold, so C decides alone; anything else is Python's to decide. When the policy says PROCEED the same function
- * runs again under that question.
+ * Each does the same steps: find which inodes the names lead to, share the tree and their stripes, test their words
+ * and what covers their names, and with everything still shared either make the system call or hand the request to the
+ * policy. A word of zero concerns no hold, so C decides alone; anything else is Python's to decide. When the policy
+ * says PROCEED the same function runs again under that question.
+ *
+ * A directory that goes from one parent to another takes all its names along. While any hold reaches below its inode
+ * that is done with the tree to itself.
  *
  * While a link of an inode goes, a descriptor of it is in use, and if that was the last one it stays pinned: the
  * kernel may still ask about an inode that somebody has open, and nothing else would lead to it.
@@ -27,6 +30,7 @@ struct victim {
     const char *name;
     bool exists;
     int kept; /* a descriptor of the inode, in use until it is known whether this was the last link; or -errno */
+    bool opened; /* by another process than the requester's */
     struct statx attributes;
     struct tested tested;
 };
@@ -51,30 +55,45 @@ static void victim_close(struct worker *worker, struct victim *victim) {
     if (victim->parent != NULL) inode_put(worker->mirror, victim->parent);
 }
 
-/* Reads the word of the inode that the name leads to. The stripe is shared. */
-static unsigned victim_word(struct worker *worker, struct victim *victim) {
-    if (!victim->exists) return 0;
+static void generations(struct tested *tested) {
+    tested->generation = atomic_load(&tested->inode->word_generation);
+    tested->open_generation = atomic_load(&tested->inode->open_generation);
+}
+
+/* Whether something concerns the inode that the name leads to: its word, or an open file. The stripe is shared. */
+static bool is_held(struct worker *worker, const struct request *request, struct victim *victim) {
     victim->tested.inode = inode_by_key(worker->mirror, victim->tested.key, &victim->attributes);
-    if (victim->tested.inode == NULL) return 0;
-    victim->tested.generation = atomic_load(&victim->tested.inode->word_generation);
-    return atomic_load(&victim->tested.inode->word);
+    struct inode *inode = victim->tested.inode;
+    if (inode == NULL) return false;
+    generations(&victim->tested);
+    victim->opened = opened_by_another(worker, request, inode);
+    return victim->opened || atomic_load(&inode->word) != 0;
 }
 
 /* Whether PROCEED was said of just what is there now. */
-static bool verdict_covers(const struct question *verdict, const struct victim *victim, unsigned i) {
-    const struct tested *asked = &verdict->tested[i];
+static bool verdict_covers(struct worker *worker, const struct victim *victim, unsigned i) {
+    const struct question *verdict = worker->verdict;
+    const struct tested *asked = &verdict->tested[i], *now = &victim->tested;
     if (!victim->exists) return asked->inode == NULL;
-    return asked->inode != NULL && asked->inode == victim->tested.inode &&
-           (verdict->frozen || asked->generation == victim->tested.generation);
+    if (asked->inode == NULL || asked->inode != now->inode) return false;
+    if (!worker->mirror->tree.enforcing) return true; /* whatever came meanwhile refuses nothing */
+    return (!victim->opened || asked->open_generation == now->open_generation) &&
+           (verdict->frozen || asked->generation == now->generation);
 }
 
-static bool must_ask(struct worker *worker, struct victim *first, struct victim *second) {
-    unsigned words = victim_word(worker, first);
-    if (second != NULL) words |= victim_word(worker, second);
-    const struct question *verdict = worker->verdict;
-    if (verdict != NULL && verdict_covers(verdict, first, 0) && (second == NULL || verdict_covers(verdict, second, 1)))
+/* Whether something may concern this name: a word, an open file, or a hold on a directory that it lies below. */
+static bool concerned(struct worker *worker, const struct request *request, struct victim *victim) {
+    return victim->exists && (is_held(worker, request, victim) || tree_covers(worker->mirror, victim->parent));
+}
+
+static bool must_ask(struct worker *worker, const struct request *request, struct victim *first, struct victim *second,
+                     unsigned long tree) {
+    bool asking = concerned(worker, request, first);
+    if (second != NULL) asking |= concerned(worker, request, second);
+    if (worker->verdict != NULL && worker->verdict->tree == tree && verdict_covers(worker, first, 0) &&
+        (second == NULL || verdict_covers(worker, second, 1)))
         return false;
-    return words != 0 || worker->mirror->settings.ask_always;
+    return asking || worker->mirror->settings.ask_always;
 }
 
 /* A question names inodes, so what it is about must be one that the policy can ask back about. */
@@ -82,22 +101,28 @@ static void make_known(struct worker *worker, struct victim *victim) {
     if (!victim->exists || victim->tested.inode != NULL) return;
     victim->tested.inode =
         inode_seen(worker->mirror, victim->parent, victim->name, victim->parent_fd, &victim->attributes, 0);
-    if (victim->tested.inode != NULL)
-        victim->tested.generation = atomic_load(&victim->tested.inode->word_generation);
+    if (victim->tested.inode != NULL) generations(&victim->tested);
 }
 
-static void ask(struct worker *worker, const struct request *request, struct victim *first, struct victim *second) {
-    char path[PATH_MAX + NAME_MAX], second_path[PATH_MAX + NAME_MAX];
+/* PARENT/PATH: the nodeid of the directory that has the name, and its path below the root. */
+static void tell(struct worker *worker, struct victim *victim, char *told, size_t size) {
+    size_t parent = (size_t)snprintf(told, size, "%llu/", (unsigned long long)victim->parent->nodeid);
+    inode_path(worker->mirror, victim->parent, victim->name, told + parent, size - parent);
+}
+
+static void ask(struct worker *worker, const struct request *request, struct victim *first, struct victim *second,
+                unsigned long tree) {
+    char told[PATH_MAX + NAME_MAX], second_told[PATH_MAX + NAME_MAX];
     struct tested tested[TESTED_MAX] = {0};
     make_known(worker, first);
     tested[0] = first->tested;
-    inode_path(worker->mirror, first->parent, first->name, path, sizeof path);
+    tell(worker, first, told, sizeof told);
     if (second != NULL) {
         make_known(worker, second);
         tested[1] = second->tested;
-        inode_path(worker->mirror, second->parent, second->name, second_path, sizeof second_path);
+        tell(worker, second, second_told, sizeof second_told);
     }
-    ask_removal(worker, request, tested, path, second != NULL ? second_path : NULL);
+    ask_removal(worker, request, tested, tree, told, second != NULL ? second_told : NULL);
 }
 
 /* Before its name goes: afterwards nothing else may lead to it. */
@@ -117,22 +142,17 @@ static void went(struct worker *worker, struct victim *victim) {
     if (last) inode_gone(worker->mirror, inode);
 }
 
-/* The window between test and system call, widened on purpose in a test build. */
-static void window(void) {
-#ifdef EXCLFS_TEST_WINDOW_US
-    usleep(EXCLFS_TEST_WINDOW_US);
-#endif
-}
-
 /* ---- unlink and rmdir ----------------------------------------------------------------------------------- */
 
 static void remove_name(struct worker *worker, const struct request *request, int flags) {
     struct victim victim;
     int error = victim_open(worker, &victim, request->header->nodeid, request->name);
     if (!error) {
+        tree_share(worker);
         stripes_share(worker->mirror, victim.tested.key, NULL);
-        bool asking = must_ask(worker, &victim, NULL);
-        if (asking) ask(worker, request, &victim, NULL);
+        unsigned long tree = atomic_load(&worker->mirror->tree.generation);
+        bool asking = must_ask(worker, request, &victim, NULL, tree);
+        if (asking) ask(worker, request, &victim, NULL, tree);
         else {
             window();
             keep(worker, &victim);
@@ -140,6 +160,7 @@ static void remove_name(struct worker *worker, const struct request *request, in
             else went(worker, &victim);
         }
         stripes_release(worker->mirror, victim.tested.key, NULL);
+        tree_release(worker);
         if (!asking) reply_error(worker, request->header->unique, error);
     } else
         reply_error(worker, request->header->unique, error);
@@ -168,6 +189,27 @@ static void renamed(struct worker *worker, struct victim *from, struct victim *t
     else went(worker, to);
 }
 
+/* Whether names go from below one directory to below another. */
+static bool moves_names(const struct victim *from, const struct victim *to, unsigned flags) {
+    if (from->parent == to->parent) return false;
+    return S_ISDIR(from->attributes.stx_mode) ||
+           (flags & RENAME_EXCHANGE && to->exists && S_ISDIR(to->attributes.stx_mode));
+}
+
+/* Shares the tree; takes it alone to move names while a hold reaches below. Which of the two it was. */
+static bool enter_tree(struct worker *worker, bool moving) {
+    tree_share(worker);
+    if (!moving || atomic_load(&worker->mirror->tree.below) == 0) return false;
+    tree_release(worker);
+    tree_lock(worker->mirror, true);
+    return true;
+}
+
+static void leave_tree(struct worker *worker, bool alone) {
+    if (alone) tree_unlock(worker->mirror);
+    else tree_release(worker);
+}
+
 void op_rename(struct worker *worker, const struct request *request) {
     const struct fuse_rename2_in *in = request->argument; /* newdir comes first in the older form, too */
     unsigned flags = request->header->opcode == FUSE_RENAME2 ? in->flags : 0;
@@ -181,9 +223,11 @@ void op_rename(struct worker *worker, const struct request *request) {
     if (!error && nothing) error = rename_names(worker, request, &from, &to, flags);
     else if (!error) {
         const struct key *second = to.exists ? &to.tested.key : NULL;
+        bool alone = enter_tree(worker, moves_names(&from, &to, flags));
         stripes_share(worker->mirror, from.tested.key, second);
-        asking = must_ask(worker, &from, &to);
-        if (asking) ask(worker, request, &from, &to);
+        unsigned long tree = atomic_load(&worker->mirror->tree.generation);
+        asking = must_ask(worker, request, &from, &to, tree);
+        if (asking) ask(worker, request, &from, &to, tree);
         else {
             window();
             if (to.exists && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE))) keep(worker, &to);
@@ -191,6 +235,7 @@ void op_rename(struct worker *worker, const struct request *request) {
             if (!error) renamed(worker, &from, &to, flags);
         }
         stripes_release(worker->mirror, from.tested.key, second);
+        leave_tree(worker, alone);
     }
     if (!asking) reply_error(worker, request->header->unique, error);
     victim_close(worker, &from);

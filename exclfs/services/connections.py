@@ -14,17 +14,24 @@ import select
 import socket
 import struct
 from collections import Counter
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from exclfs.holds.errors import NotPermitted
+from exclfs.holds.holder import Credentials
 from exclfs.host import processes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from exclfs.holds.holder import Process
+    from exclfs.holds.limits import Limits
 
 MOST_CONNECTIONS: Final = 1024
-MOST_OF_A_USER: Final = 256
+LOOK_AGAIN: Final = 1.0
+"""Seconds between two looks whether a client has gone that has sent more than is read."""
 
 _SO_PEERGROUPS: Final = 59
 _SO_PEERPIDFD: Final = 77
@@ -53,13 +60,18 @@ class Peer:
         self.pid: int = pid
         """0 for a process of a foreign pid namespace."""
         self.uid: int = uid
-        self.gid: int = gid
-        self.groups: tuple[int, ...] = _groups(connection)
+        self.credentials = Credentials(uid, gid, _groups(connection))
         self._pidfd = _pidfd(connection, pid)
+        self._seen: Process | None = None
 
     def describe(self) -> Process:
-        """The process as it is now: it may have become another program since it connected (execve(2))."""
-        return processes.describe(self.pid, uid=self.uid)
+        """The process as it is now: it may have become another program since it connected (execve(2)).
+
+        It is looked at anew where its comm has changed, for there may be thousands of calls in a second.
+        """
+        if self._seen is None or _comm(self.pid) != self._seen.comm:
+            self._seen = processes.describe(self.pid, uid=self.uid)
+        return self._seen
 
     def is_alive(self) -> bool:
         """Whether the connection is open at the other end and the process that opened it lives. Asks the kernel now."""
@@ -78,6 +90,14 @@ class Peer:
         else:
             await trio.lowlevel.wait_readable(self._pidfd)
 
+    async def hung_up(self) -> None:
+        """Waits until the client has closed the connection. To be called while nothing else reads from it."""
+        with suppress(OSError):
+            if await self._connection.recv(1, socket.MSG_PEEK):
+                # What it has sent is read when its turn comes; until then the end of it cannot be seen from here.
+                while self.is_alive():  # noqa: ASYNC110 - the kernel wakes nobody who waits for POLLHUP alone
+                    await trio.sleep(LOOK_AGAIN)
+
     def close(self) -> None:
         """Lets go of the process. It does not count as alive any more."""
         self._connection.close()
@@ -87,28 +107,59 @@ class Peer:
 
 
 class Attendance:
-    """How many connections there are, and of whom, so that no user can take them all."""
+    """How many connections there are, and of whom, so that no user can take them all; and how many calls that wait.
 
-    def __init__(self) -> None:
+    Args:
+        limits: of each user.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._of: Counter[int] = Counter()
+        self._waiting: Counter[int] = Counter()
 
-    def obstacle(self, uid: int) -> str | None:
-        """Why one more connection of this user cannot be taken; None if it can."""
-        if self._of[uid] >= MOST_OF_A_USER:
-            return f"uid {uid} has {MOST_OF_A_USER} connections open, which is the limit; close one and try again"
+    @contextmanager
+    def connected(self, uid: int) -> Iterator[None]:
+        """There is one connection more of this user.
+
+        Raises:
+            NotPermitted: there are too many.
+        """
+        limit = self._limits.connections
+        if self._of[uid] >= limit:
+            raise NotPermitted(f"uid {uid} has {limit} connections open, which is the limit; close one and try again")
         if self._of.total() >= MOST_CONNECTIONS:
-            return f"the server has {MOST_CONNECTIONS} connections open, which is the limit; try again later"
-        return None
+            raise NotPermitted(
+                f"the server has {MOST_CONNECTIONS} connections open, which is the limit; try again later"
+            )
+        with _counted(self._of, uid):
+            yield
 
-    def enter(self, uid: int) -> None:
-        """One connection more."""
-        self._of[uid] += 1
+    @contextmanager
+    def waiting(self, uid: int) -> Iterator[None]:
+        """There is one call more of this user that may queue for a claim.
 
-    def leave(self, uid: int) -> None:
-        """One connection less."""
-        self._of[uid] -= 1
-        if not self._of[uid]:
-            del self._of[uid]
+        Raises:
+            NotPermitted: there are too many.
+        """
+        limit = self._limits.waiting
+        if self._waiting[uid] >= limit:
+            raise NotPermitted(
+                f"{limit} calls of uid {uid} wait for a claim, which is the limit; end one and try again"
+            )
+        with _counted(self._waiting, uid):
+            yield
+
+
+@contextmanager
+def _counted(counter: Counter[int], uid: int) -> Iterator[None]:
+    counter[uid] += 1
+    try:
+        yield
+    finally:
+        counter[uid] -= 1
+        if not counter[uid]:
+            del counter[uid]
 
 
 def _groups(connection: trio.socket.SocketType) -> tuple[int, ...]:
@@ -120,6 +171,19 @@ def _groups(connection: trio.socket.SocketType) -> tuple[int, ...]:
         if error.errno not in (errno.ERANGE, errno.ENOPROTOOPT):
             raise
     return tuple(groups)
+
+
+def _comm(pid: int) -> str | None:
+    try:
+        descriptor = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.fsdecode(os.read(descriptor, 64).removesuffix(b"\n")) or None
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _pidfd(connection: trio.socket.SocketType, pid: int) -> int | None:

@@ -10,54 +10,49 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import socket
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import AttrsInstance, Factory, astuple, field, frozen
 
-from exclfs.holds.errors import BadHold, HoldError, NoSuchHold, NotPermitted
-from exclfs.holds.holder import Holder
-from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.holds.errors import HoldError, NotPermitted
+from exclfs.holds.lifetime import Connection
 from exclfs.host.names import quoted
 from exclfs.services.connections import Attendance, Peer, PeerGone
-from exclfs.services.descriptors import Allowance, Descriptors
-from exclfs.wire import description
-from exclfs.wire.errors import MethodNotImplemented, VarlinkError, error_to_json
+from exclfs.services.descriptors import Allowance, Descriptors, Passed
+from exclfs.services.event_streams import EventStream
+from exclfs.services.lifetimes import Lifetimes
+from exclfs.services.methods import Methods
+from exclfs.wire.envelope import read_call, write_reply
+from exclfs.wire.errors import EventsLost, VarlinkError, error_to_json
 from exclfs.wire.framing import Decoder, ProtocolError, encode
-from exclfs.wire.messages import (
-    Call,
-    GetInfoCall,
-    GetInterfaceDescriptionCall,
-    HoldCall,
-    HoldReply,
-    HoldsCall,
-    HoldsReply,
-    ReleaseCall,
-    ReleaseReply,
-    StatusCall,
-    StatusReply,
-    WhyCall,
-    WhyReply,
-    read_call,
-    write_reply,
-)
+from exclfs.wire.messages import MAX_DESCRIPTORS, EventsReply, HoldCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from exclfs.holds.hold import Hold
+    from exclfs.holds.hold import Hold, Inode
+    from exclfs.holds.holder import Process
+    from exclfs.holds.lifetime import Exit
     from exclfs.keeper import Keeper
-    from exclfs.services.objects import Found, Objects
+    from exclfs.services.objects import Objects
+    from exclfs.wire.envelope import Incoming
     from exclfs.wire.framing import JsonObject
-    from exclfs.wire.messages import Cause, Incoming, Object, Status
+    from exclfs.wire.messages import Call, Cause, Status
 
 PATIENCE: Final = 10.0
 """Seconds that a client has to finish a message that it has begun, and to read a reply."""
-MOST_OBJECTS: Final = 1024
-"""How many objects one call may name, and how many descriptors may come with it."""
+LARGE: Final = 65536
+"""Bytes of a message that are read and written by a thread, for they would keep the event loop busy."""
+MANY: Final = 100
+"""Holds of a reply, or objects of a call, likewise."""
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger("exclfs.control")
 
@@ -70,12 +65,23 @@ class ControlServer:
     objects: Objects
     status: Callable[[], Status]
     """What the server says of itself now. Must not block."""
-    why: Callable[[str, Sequence[Hold]], Sequence[Cause]]
-    """The causes that the holds of this path are (exclfs.diagnosis.why)."""
+    why: Callable[[str, Sequence[Hold], Inode], Sequence[Cause]]
+    """The causes that these holds are of this path, which leads to this inode (exclfs.diagnosis.why)."""
+    watch: Callable[[int, int], tuple[Exit, Process]]
+    """Has holds end with the process of a pidfd, for this uid (Reaper.watch)."""
+    settle: Callable[[Exit], None]
+    """Says that the holds are placed, or not, for which it was watched (Reaper.settle)."""
     patience: float = PATIENCE
-    _attendance: Attendance = field(factory=Attendance)
-    _allowance: Allowance = field(factory=Allowance)
-    _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
+    _allowance: Allowance = field(factory=Allowance, init=False)
+    _attendance: Attendance = field(
+        default=Factory(lambda self: Attendance(self.keeper.limits), takes_self=True), init=False
+    )
+    _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1), init=False)
+    _lifetimes: Lifetimes = field(
+        default=Factory(lambda self: Lifetimes(self.keeper, self.watch, self.settle), takes_self=True), init=False
+    )
+    _large: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
+    """One at a time: threads that make JSON take turns with the event loop."""
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Answers whoever connects, until it is cancelled."""
@@ -101,16 +107,16 @@ class ControlServer:
             connection.close()
 
     async def _admit(self, conversation: _Conversation) -> None:
-        uid = conversation.peer.uid
-        obstacle = self._attendance.obstacle(uid)
-        if obstacle is not None:
-            await conversation.refuse(NotPermitted(obstacle))
-            return
-        self._attendance.enter(uid)
         try:
-            await conversation.hold()
-        finally:
-            self._attendance.leave(uid)
+            with self._attendance.connected(conversation.peer.uid):
+                await conversation.hold()
+        except NotPermitted as error:
+            await conversation.refuse(error)
+
+    async def apart(self, work: Callable[[], Result]) -> Result:
+        """Does in a thread what would keep the event loop busy."""
+        # Not to be abandoned: it reads from the decoder of its connection.
+        return await trio.to_thread.run_sync(work, limiter=self._large)
 
 
 class _Conversation:
@@ -120,35 +126,61 @@ class _Conversation:
         self.peer = peer
         self._server = server
         self._keeper = server.keeper
-        self._objects = server.objects
         self._connection = connection
-        self._number = next(server._numbers)
+        self._end = Connection(next(server._numbers))
         self._descriptors = Descriptors(server._allowance, peer.uid)
-        self._after_the_call = ExitStack()
+        self._methods = Methods(
+            keeper=server.keeper,
+            objects=server.objects,
+            lifetimes=server._lifetimes,
+            attendance=server._attendance,
+            status=server.status,
+            why=server.why,
+            peer=peer,
+            connection=self._end,
+        )
+        self._nursery: trio.Nursery
+        """What goes on while the connection lasts; cancelled, it ends."""
 
     async def refuse(self, error: Exception) -> None:
         """Says why, once, and hangs up."""
         with suppress(OSError):
-            await self._send(error_to_json(error))
+            await self._send(encode(error_to_json(error)))
         self._hang_up()
 
     async def hold(self) -> None:
         """Answers calls until either side ends the connection; then its holds end."""
-        self._keeper.connections[self._number] = self.peer
+        self._keeper.present[self._end] = self.peer
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_with_the_process, nursery.cancel_scope)
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._end_with_the_process)
                 await self._converse()
-                nursery.cancel_scope.cancel()
+                self._nursery.cancel_scope.cancel()
         finally:
             self._descriptors.close()
             with trio.CancelScope(shield=True):
-                await self._keeper.end_connection(self._number)
-            del self._keeper.connections[self._number]
+                await self._keeper.end(self._end)
+            del self._keeper.present[self._end]
 
-    async def _end_with_the_process(self, scope: trio.CancelScope) -> None:
+    async def _end_with_the_process(self) -> None:
         await self.peer.died()
-        scope.cancel()
+        self._nursery.cancel_scope.cancel()
+
+    @contextmanager
+    def _ending_when_hung_up(self) -> Iterator[None]:
+        """For calls that last: while nothing is read, the end of the connection is looked for."""
+        watching = trio.CancelScope()
+
+        async def watch() -> None:
+            with watching:
+                await self.peer.hung_up()
+                self._nursery.cancel_scope.cancel()
+
+        self._nursery.start_soon(watch)
+        try:
+            yield
+        finally:
+            watching.cancel()
 
     async def _converse(self) -> None:
         try:
@@ -184,7 +216,7 @@ class _Conversation:
                 return
             broken: ProtocolError | None = None
             try:
-                messages = decoder.feed(arrival.data)
+                messages = await self._read(decoder, arrival.data)
             except ProtocolError as error:
                 broken, messages = error, list(error.messages)
             # One parcel of descriptors for each message, and one for the message that has only begun.
@@ -196,38 +228,70 @@ class _Conversation:
             if broken is not None:
                 raise broken
             pending = parcels[-1]
-            if len(pending) > MOST_OBJECTS:
-                raise ProtocolError(f"more than {MOST_OBJECTS} descriptors came with one call")
+            if len(pending) > MAX_DESCRIPTORS:
+                raise ProtocolError(f"more than {MAX_DESCRIPTORS} descriptors came with one call")
             if complete:
                 deadline = float("inf")
             elif messages or deadline == float("inf"):
                 deadline = trio.current_time() + self._server.patience
 
-    async def _answer(self, message: JsonObject, passed: Sequence[int]) -> None:
+    async def _read(self, decoder: Decoder, data: bytes) -> list[JsonObject]:
+        if decoder.begun + len(data) > LARGE and b"\0" in data:
+            return await self._server.apart(partial(decoder.feed, data))
+        return decoder.feed(data)
+
+    async def _answer(self, message: JsonObject, descriptors: Sequence[int]) -> None:
         """Answers one call, and closes what came with it."""
-        with ExitStack() as self._after_the_call:
-            self._after_the_call.callback(self._descriptors.close, passed)
+        with ExitStack() as after:
+            after.callback(self._descriptors.close, descriptors)
             incoming = read_call(message)
-            reply = await self._reply_to(incoming, passed)
+            reply = await self._reply_to(incoming, Passed(self._descriptors, descriptors, after))
+            if isinstance(reply, EventStream):
+                reply = await self._tell(reply)
             if not incoming.oneway:
                 await self._send(reply)
 
-    async def _reply_to(self, incoming: Incoming, passed: Sequence[int]) -> JsonObject:
+    async def _reply_to(self, incoming: Incoming, passed: Passed) -> bytes | EventStream:
         try:
-            return write_reply(await self._do(incoming.typed(), passed))
+            call = await self._typed(incoming)
+            with self._ending_when_hung_up() if isinstance(call, HoldCall) and call.wait else nullcontext():
+                reply = await self._methods.answer(call, passed)
+            return reply if isinstance(reply, EventStream) else await self._written(reply)
         except (HoldError, VarlinkError) as error:
-            return error_to_json(error)
+            return encode(error_to_json(error))
         except Exception as error:
             _log.exception("the call %s of pid %d failed", quoted(incoming.method), self.peer.pid)
             raise ProtocolError("the server failed at this call; its log says how") from error
 
-    async def _send(self, message: JsonObject) -> None:
-        data = memoryview(encode(message))
-        with trio.move_on_after(self._server.patience) as scope:
+    async def _tell(self, stream: EventStream) -> bytes:
+        """Tells events, however slowly they are read, until some are lost: the error that says so."""
+        with self._ending_when_hung_up():
+            reply = EventsReply()
+            try:
+                while True:
+                    await self._send(encode(write_reply(reply, continues=True)), patience=math.inf)
+                    reply = EventsReply(await stream.next())
+            except EventsLost as error:
+                return encode(error_to_json(error))
+
+    async def _typed(self, incoming: Incoming) -> Call[Any]:
+        if _longest((incoming.parameters or {}).values()) > MANY:
+            return await self._server.apart(incoming.typed)
+        return incoming.typed()
+
+    async def _written(self, reply: AttrsInstance) -> bytes:
+        if _longest(astuple(reply, recurse=False)) > MANY:
+            return await self._server.apart(lambda: encode(write_reply(reply)))
+        return encode(write_reply(reply))
+
+    async def _send(self, message: bytes, *, patience: float | None = None) -> None:
+        patience = patience or self._server.patience
+        data = memoryview(message)
+        with trio.move_on_after(patience) as scope:
             while data:
                 data = data[await self._connection.send(data) :]
         if scope.cancelled_caught:
-            raise TimeoutError(f"a reply was not read within {self._server.patience:g} seconds")
+            raise TimeoutError(f"a reply was not read within {patience:g} seconds")
 
     def _hang_up(self) -> None:
         """Ends the connection so that the client reads the last reply and then its end.
@@ -240,99 +304,7 @@ class _Conversation:
             while os.read(self._connection.fileno(), 65536):
                 pass
 
-    # --- the methods --------------------------------------------------------------------------------------------------
 
-    async def _do(self, call: Call[Any], passed: Sequence[int]) -> object:
-        match call:
-            case HoldCall():
-                return HoldReply(await self._hold(call, passed))
-            case ReleaseCall():
-                return ReleaseReply(await self._release(call, passed))
-            case HoldsCall():
-                return HoldsReply(await self._holds(call, passed))
-            case WhyCall():
-                return await self._why(call, passed)
-            case StatusCall():
-                return StatusReply(self._status())
-            case GetInfoCall():
-                return description.info()
-            case GetInterfaceDescriptionCall():
-                return description.describe(call.interface)
-        raise MethodNotImplemented(call.method)
-
-    async def _hold(self, call: HoldCall, passed: Sequence[int]) -> tuple[Hold, ...]:
-        if not call.objects:
-            raise BadHold("no object is named")
-        if len(call.objects) > MOST_OBJECTS:
-            raise BadHold(f"{len(call.objects)} objects are named; at most {MOST_OBJECTS} are held by one call")
-        found = [await self._find(named, passed) for named in call.objects]
-        requester = self.peer.describe()
-        return await self._keeper.trylock(
-            [(one.inode, one.path) for one in found],
-            flags=call.flags,
-            holder=Holder(call.holder, requester),
-            reason=call.reason,
-            ends=(Unmount() if call.until_unmount else Connection(self._number),),
-            requester=requester,
-        )
-
-    async def _release(self, call: ReleaseCall, passed: Sequence[int]) -> tuple[Hold, ...]:
-        requester = self.peer.describe()
-        if call.object is None:
-            assert call.id is not None
-            return (await self._keeper.unlock(call.id, requester=requester, break_it=call.break_it),)
-        found = await self._find(call.object, passed)
-        holds = self._keeper.registry.on(found.inode)
-        own = [hold for hold in holds if self._keeper.is_own(hold, requester)]
-        # Where none is the caller's, the keeper says of the first why not.
-        chosen = holds if call.break_it else own or holds[:1]
-        released: list[Hold] = []
-        refused: NotPermitted | None = None
-        for hold in chosen:
-            try:
-                released.append(await self._keeper.unlock(hold.id, requester=requester, break_it=call.break_it))
-            except NoSuchHold:
-                continue  # it has ended meanwhile
-            except NotPermitted as error:
-                refused = error
-        if refused is not None and not released:
-            raise refused
-        return tuple(released)
-
-    async def _holds(self, call: HoldsCall, passed: Sequence[int]) -> tuple[Hold, ...]:
-        if call.object is not None:
-            holds: Sequence[Hold] = self._keeper.registry.on((await self._find(call.object, passed)).inode)
-        else:
-            holds = await self._in_reach(self._keeper.registry.all())
-        return tuple(hold for hold in holds if call.holder in (None, hold.holder.name))
-
-    async def _why(self, call: WhyCall, passed: Sequence[int]) -> WhyReply:
-        found = await self._find(call.object, passed)
-        causes = tuple(self._server.why(found.path, self._keeper.registry.on(found.inode)))
-        return WhyReply(found.path, blocked=any(cause.blocks for cause in causes), causes=causes)
-
-    def _status(self) -> Status:
-        """Of the refusals, others see those that they were part of: a path may be none of their business."""
-        status = self._server.status()
-        if self._sees_everything():
-            return status
-        theirs = tuple(
-            refusal
-            for refusal in status.last_refusals
-            if self.peer.uid in (refusal.requester.uid, *(hold.holder.process.uid for hold in refusal.holds))
-        )
-        return evolve(status, last_refusals=theirs)
-
-    async def _in_reach(self, holds: Sequence[Hold]) -> Sequence[Hold]:
-        """Those that this client may know of: its own, and what lies where it could have looked."""
-        if self._sees_everything():
-            return holds
-        others = [hold for hold in holds if hold.holder.process.uid != self.peer.uid]
-        unknown = set(others) - set(await self._objects.reachable(others, self.peer))
-        return [hold for hold in holds if hold not in unknown]
-
-    def _sees_everything(self) -> bool:
-        return self.peer.uid in (0, os.geteuid())
-
-    async def _find(self, object: Object, passed: Sequence[int]) -> Found:
-        return await self._objects.find(object, self.peer, passed, self._descriptors, self._after_the_call)
+def _longest(values: Iterable[object]) -> int:
+    """The length of the longest array among these."""
+    return max((len(value) for value in values if isinstance(value, (list, tuple))), default=0)

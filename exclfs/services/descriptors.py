@@ -2,9 +2,9 @@
 
 The rules that this module owns. A descriptor has one owner from the moment it arrives, and is closed exactly once,
 whatever comes of the call. The event loop never does anything to a foreign descriptor that its filesystem could delay:
-close(2) of a FUSE file waits for its server, SIGKILL or not. So only one that is known to lie on our own mount is
-closed at once; any other is closed by a thread that may hang. Each user has so many descriptors with us and so many
-such threads; of who has used them up, no more are taken.
+close(2) of a FUSE file waits for its server, SIGKILL or not. So only one that is known to lie on our own mount, or to
+be a pidfd, is closed at once; any other is closed by a thread that may hang. Each user has so many descriptors with us
+and so many such threads; of who has used them up, no more are taken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import trio
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from contextlib import ExitStack
 
 MOST_OF_A_USER: Final = 4096
 """How many descriptors the connections of one user may have with the server at one time."""
@@ -85,7 +86,7 @@ class Descriptors:
         self._allowance = allowance
         self._uid = uid
         self._open: set[int] = set()
-        self._ours: set[int] = set()
+        self._harmless: set[int] = set()
 
     async def receive(self, connection: trio.socket.SocketType) -> Arrival:
         """Waits for data and what is passed along with it.
@@ -107,25 +108,47 @@ class Descriptors:
         self._allowance.taken(self._uid, len(arrived))
         return Arrival(data, tuple(arrived), lost=bool(flags & socket.MSG_CTRUNC))
 
-    def lies_on_our_mount(self, descriptor: int) -> None:
-        """Says that this descriptor is O_PATH and of our own mount, so that closing it waits for nobody."""
-        self._ours.add(descriptor)
+    def is_harmless(self, descriptor: int) -> None:
+        """Says that closing this descriptor waits for nobody: it is O_PATH and of our own mount, or a pidfd."""
+        self._harmless.add(descriptor)
 
     def close(self, descriptors: Iterable[int] | None = None) -> None:
         """Closes these, or all that are left. Never waits, and may be called while a task is being cancelled."""
         closing = self._open.intersection(self._open if descriptors is None else descriptors)
-        ours = closing & self._ours
+        harmless = closing & self._harmless
         self._open -= closing
-        self._ours -= closing
-        _close(ours)
-        self._allowance.closed(self._uid, len(ours), by_thread=False)
-        foreign = closing - ours
+        self._harmless -= closing
+        _close(harmless)
+        self._allowance.closed(self._uid, len(harmless), by_thread=False)
+        foreign = closing - harmless
         if foreign:
             self._allowance.closing(self._uid)
             trio.lowlevel.start_thread_soon(lambda: _close(foreign), lambda _: self._closed_by_thread(len(foreign)))
 
     def _closed_by_thread(self, number: int) -> None:
         self._allowance.closed(self._uid, number, by_thread=True)
+
+
+@frozen
+class Passed:
+    """What was passed along with one call."""
+
+    owner: Descriptors
+    descriptors: Sequence[int]
+    after: ExitStack
+    """Is left what is to be done when the call is over."""
+
+    def __len__(self) -> int:
+        """How many descriptors came with the call."""
+        return len(self.descriptors)
+
+    def __getitem__(self, index: int) -> int:
+        """The descriptor that the call means by this index. Raises IndexError."""
+        return self.descriptors[index]
+
+    def close(self) -> None:
+        """Closes them before the call is over; a second time this does nothing."""
+        self.owner.close(self.descriptors)
 
 
 def _close(descriptors: Iterable[int]) -> None:

@@ -20,8 +20,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from exclfs.holds.events import Broken, Locked, LockFailed, Reaped, Refused, UnlockBad, Unlocked
+from exclfs.holds.events import (
+    Broken,
+    Expired,
+    Locked,
+    LockFailed,
+    ModeChanged,
+    Orphaned,
+    Reaped,
+    Refused,
+    UnlockBad,
+    Unlocked,
+)
+from exclfs.holds.lifetime import Exit, Time
 from exclfs.services import log_lines, log_sinks
+from exclfs.wire.shapes import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,13 +42,15 @@ if TYPE_CHECKING:
     from exclfs.holds.events import Event
     from exclfs.holds.hold import Hold
     from exclfs.holds.holder import Process
+    from exclfs.holds.lifetime import End
 
-CAPACITY: Final = 10_000
-"""How many lines may wait for the sink."""
+CAPACITY: Final = 20_000
+"""How many lines may wait for the sink: one call may place ten thousand holds."""
 MOST_HOLDERS: Final = 100
 """How many holders one line names; `holders` counts them all."""
 
-_WARNINGS: Final = (Refused, UnlockBad, Broken)
+_WARNINGS: Final = (Refused, UnlockBad, Broken, Orphaned, ModeChanged)
+"""What somebody should see who looks for trouble: what was not done, or done against somebody's will."""
 
 Fields = dict[str, Any]
 
@@ -165,6 +180,7 @@ def fields_of(event: Event) -> Fields:
                 "path": event.path,
                 "inode": event.inode.ino,
                 "dev": event.inode.dev,
+                "enforced": "yes" if event.enforced else "no",
                 **_process("requester", event.requester),
                 "holders": len(event.holds),
                 **_holders(event.holds),
@@ -180,8 +196,16 @@ def fields_of(event: Event) -> Fields:
         case UnlockBad():
             return {"id": event.id, "why": event.why, **_process("requester", event.requester)}
         case Broken():
-            return {**_hold(event.hold), **_process("requester", event.requester)}
-        case Locked() | Unlocked() | Reaped():
+            return {**_hold(event.hold), **_process("requester", event.requester), "reason": event.reason}
+        case ModeChanged():
+            return {
+                "before": event.before.value,
+                "after": event.after.value,
+                **_process("requester", event.requester),
+            }
+        case Locked():
+            return {**_hold(event.hold), "ends": ",".join(_end(end) for end in event.hold.ends)}
+        case Unlocked() | Reaped() | Expired() | Orphaned():
             return _hold(event.hold)
     raise TypeError(f"no line is known for {event!r}")
 
@@ -194,6 +218,17 @@ def _hold(hold: Hold) -> Fields:
         "flags": ",".join(hold.flags.names),
         **_holders([hold]),
     }
+
+
+def _end(end: End) -> str:
+    """connection, unmount, …; process:PID; time:WHEN."""
+    kind = KINDS[type(end)].replace(" ", "-")
+    match end:
+        case Exit():
+            return f"{kind}:{end.pid}"
+        case Time():
+            return f"{kind}:{log_lines.text(end.at)}"
+    return kind
 
 
 def _holders(holds: Sequence[Hold]) -> Fields:

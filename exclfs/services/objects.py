@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from exclfs.holds.hold import Hold, Inode
-    from exclfs.services.connections import Peer
-    from exclfs.services.descriptors import Descriptors
+    from exclfs.holds.holder import Credentials
+    from exclfs.mirror import Identity
+    from exclfs.services.descriptors import Passed
     from exclfs.wire.messages import Object
 
 MOST_LOOKUPS: Final = 8
-"""How many paths may be looked up at one time; the backing tree may be slow, and threads are few."""
+"""How many calls may have their paths looked up at one time; the backing tree may be slow, and threads are few."""
+TURN: Final = 100
+"""After how many descriptors others have their turn."""
 
 _REMOVED: Final = " (deleted)"
 """What the kernel adds to a name that has been removed (proc_pid_fd(5)); a file may be called so, too."""
@@ -45,8 +49,14 @@ class Mirror(Protocol):
     def resolve(self, path: bytes, uid: int, gid: int, groups: Sequence[int], /) -> Inode:
         """The inode that this user finds by this path, relative to the root. Raises OSError. May wait for a disk."""
 
+    def identity(self, inode: Inode, /) -> Identity:
+        """What tells this inode from every other. Raises Gone."""
+
+    def restore(self, identity: Identity, /) -> Inode:
+        """Finds that very inode. Raises Gone, OSError. May wait for a disk."""
+
     def release(self, inode: Inode, /) -> None:
-        """Ends what `resolve` began: the mirror may forget the inode."""
+        """Ends what `resolve` or `restore` began: the mirror may forget the inode."""
 
     def path(self, inode: Inode, /) -> bytes:
         """A path of this inode, relative to the root. Raises Gone."""
@@ -75,34 +85,48 @@ class Objects:
     """Of the mount at `mountpoint`; without it, descriptors have no paths of their own."""
     _lookups: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MOST_LOOKUPS))
 
-    async def find(
-        self, object: Object, peer: Peer, passed: Sequence[int], descriptors: Descriptors, after: ExitStack
-    ) -> Found:
-        """The object that a client names.
+    async def find(self, objects: Sequence[Object], who: Credentials, passed: Passed) -> list[Found]:
+        """The objects that a client names, in their order.
 
         Args:
-            object: as in the call.
-            peer: who calls.
-            passed: the descriptors that came with the call. While they are open the mirror knows their inodes.
-            descriptors: their owner, who is told which lie on this mount.
-            after: is left what is to be done when the call is over.
+            objects: as in the call.
+            who: as whom it calls.
+            passed: what came with the call. While the descriptors are open the mirror knows their inodes; those of
+                paths it knows until the call is over.
 
         Raises:
-            BadObject: it is none, or none that this client can reach.
-            Gone: it has no name any more.
+            BadObject: one is none, or none that this client can reach.
+            Gone: one has no name any more.
         """
-        if object.path is not None:
-            return await self._by_path(object.path, peer, after)
-        index = object.fd or 0
+        paths = [_relative(one.path) for one in objects if one.path is not None]
+        ask = partial(self._by_path, paths, who, self._known(passed.after))
+        by_path = iter(await self._look_up(ask) if paths else ())
+        found = []
+        for number, one in enumerate(objects, 1):
+            found.append(next(by_path) if one.fd is None else self._by_descriptor(one.fd, passed))
+            if not number % TURN:
+                await trio.lowlevel.checkpoint()
+        return found
+
+    async def keep(self, found: Iterable[Found], passed: Passed) -> None:
+        """Has the mirror know these until the call is over, and closes the descriptors that came with it.
+
+        A descriptor of our own mount would keep it busy (umount(2), EBUSY) for as long as the call lasts.
+
+        Raises:
+            Gone: one of them is not there any more.
+        """
+        await self._look_up(partial(self._keep, [one.inode for one in found], self._known(passed.after)))
+        passed.close()
+
+    async def reachable(self, holds: Iterable[Hold], who: Credentials) -> frozenset[str]:
+        """The ids of those of the holds on whose inodes this client could come by their paths."""
+        return await self._look_up(lambda: frozenset(hold.id for hold in holds if self._reaches(who, hold.inode)))
+
+    def _by_descriptor(self, index: int, passed: Passed) -> Found:
         if index >= len(passed):
             raise BadObject(f"there is no descriptor {index}: {len(passed)} came with the call")
-        return self._by_descriptor(index, passed[index], descriptors)
-
-    async def reachable(self, holds: Iterable[Hold], peer: Peer) -> tuple[Hold, ...]:
-        """Those of the holds on whose inodes this client could come by their paths."""
-        return await self._look_up(lambda: tuple(hold for hold in holds if self._reaches(peer, hold.inode)))
-
-    def _by_descriptor(self, index: int, descriptor: int, descriptors: Descriptors) -> Found:
+        descriptor = passed[index]
         if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH:
             raise BadObject(f"descriptor {index} was not opened with O_PATH")
         try:
@@ -111,7 +135,7 @@ class Objects:
             st_dev = None
         if st_dev != self.st_dev:
             raise BadObject(f"descriptor {index} is not of the mount {quoted(self.mountpoint)}{_whose(descriptor)}")
-        descriptors.lies_on_our_mount(descriptor)
+        passed.owner.is_harmless(descriptor)
         # The descriptor keeps the number from being given to another inode, for as long as the call is worked on.
         inode = self.mirror.identify(nodeid)
         return Found(inode, self._opened_as(descriptor) or self._absolute(self.mirror.path(inode)))
@@ -131,24 +155,47 @@ class Objects:
         inside = path == self.mountpoint or path.startswith(os.path.join(self.mountpoint, ""))
         return path if inside and not path.endswith(_REMOVED) else None
 
-    async def _by_path(self, path: str, peer: Peer, after: ExitStack) -> Found:
-        if "\0" in path:
-            raise BadObject("a path cannot hold a NUL byte")
-        relative = os.fsencode(path).lstrip(b"/") or b"."
-        try:
-            inode = await self._look_up(lambda: self.mirror.resolve(relative, peer.uid, peer.gid, peer.groups))
-        except OSError as error:
-            raise BadObject(f"{quoted(self._absolute(relative))}: {os.strerror(error.errno or 0)}") from error
-        after.callback(self.mirror.release, inode)
-        return Found(inode, self._absolute(relative))  # there was no symlink on the way, so the text can be shortened
-
     async def _look_up(self, ask: Callable[[], Answer]) -> Answer:
         # Not to be abandoned: what is found has to be released again.
         return await trio.to_thread.run_sync(ask, limiter=self._lookups)
 
-    def _reaches(self, peer: Peer, inode: Inode) -> bool:
+    def _by_path(self, paths: Iterable[bytes], who: Credentials, known: list[Inode]) -> list[Found]:
+        found = []
+        for path in paths:
+            trio.from_thread.check_cancelled()
+            absolute = self._absolute(path)  # there is no symlink on the way, so the text can be shortened
+            try:
+                inode = self.mirror.resolve(path, who.uid, who.gid, who.groups)
+            except OSError as error:
+                raise BadObject(f"{quoted(absolute)}: {os.strerror(error.errno or 0)}") from error
+            known.append(inode)
+            found.append(Found(inode, absolute))
+        return found
+
+    def _keep(self, inodes: Iterable[Inode], known: list[Inode]) -> None:
+        for inode in inodes:
+            trio.from_thread.check_cancelled()
+            try:
+                kept = self.mirror.restore(self.mirror.identity(inode))
+            except OSError as error:
+                raise Gone(inode) from error
+            known.append(kept)
+            if kept != inode:
+                raise Gone(inode)
+
+    def _known(self, after: ExitStack) -> list[Inode]:
+        """Whatever is put in here is released when the call is over."""
+        known: list[Inode] = []
+        after.callback(self._release, known)
+        return known
+
+    def _release(self, known: Iterable[Inode]) -> None:
+        for inode in known:
+            self.mirror.release(inode)
+
+    def _reaches(self, who: Credentials, inode: Inode) -> bool:
         try:
-            found = self.mirror.resolve(self.mirror.path(inode) or b".", peer.uid, peer.gid, peer.groups)
+            found = self.mirror.resolve(self.mirror.path(inode) or b".", who.uid, who.gid, who.groups)
         except (OSError, Gone):
             return False
         self.mirror.release(found)
@@ -156,6 +203,15 @@ class Objects:
 
     def _absolute(self, relative: bytes) -> str:
         return os.path.normpath(os.path.join(self.mountpoint, os.fsdecode(relative.lstrip(b"/"))))
+
+
+def _relative(path: str) -> bytes:
+    if "\0" in path:
+        raise BadObject("a path cannot hold a NUL byte")
+    relative = os.fsencode(path).lstrip(b"/") or b"."
+    if b".." in relative.split(b"/"):
+        raise BadObject(f'{quoted(path)}: a path is named without ".."')
+    return relative
 
 
 def _whose(descriptor: int) -> str:

@@ -3,6 +3,7 @@
 framing      bytes to JSON objects and back
 shapes       holds and events as JSON, also for the xattrs, the log and --json
 errors       the errors of the interface, typed, in one table
-messages     the methods: their typed parameters and replies, and what is around them
+messages     the methods: their typed parameters and replies
+envelope     the messages that carry them
 description  what introspection answers
 """

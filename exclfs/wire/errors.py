@@ -53,6 +53,21 @@ class InvalidParameter(VarlinkError):
         self.parameter = parameter
 
 
+class ExpectedMore(VarlinkError):
+    """The method answers with a stream, and the call did not say "more"."""
+
+    def __init__(self) -> None:
+        super().__init__('the method answers with a stream, and must be called with "more"')
+
+
+class EventsLost(Exception):
+    """Who asked for events has read them too slowly: `number` were lost, and the stream has ended."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{number} events were lost: they were read too slowly")
+        self.number = number
+
+
 class UnknownError(VarlinkError):
     """The server answered with an error that is not in the table: it is newer than this client."""
 
@@ -76,14 +91,17 @@ TABLE: Final = (
     Row("org.exclfs.NoSuchHold", errors.NoSuchHold, {"id": str}),
     Row("org.exclfs.Gone", errors.Gone, {}),
     Row("org.exclfs.NotPermitted", errors.NotPermitted, {"why": str}),
+    Row("org.exclfs.NotKept", errors.NotKept, {"why": str}),
     Row("org.exclfs.UnknownFlag", errors.UnknownFlag, {"name": str, "known": tuple[str, ...]}),
     Row("org.exclfs.BadHold", errors.BadHold, {"why": str}),
     Row("org.exclfs.BadObject", errors.BadObject, {"why": str}),
+    Row("org.exclfs.EventsLost", EventsLost, {"number": int}),
     Row("org.exclfs.ProtocolError", ProtocolError, {"why": str}),
     Row("org.varlink.service.InterfaceNotFound", InterfaceNotFound, {"interface": str}),
     Row("org.varlink.service.MethodNotFound", MethodNotFound, {"method": str}),
     Row("org.varlink.service.MethodNotImplemented", MethodNotImplemented, {"method": str}),
     Row("org.varlink.service.InvalidParameter", InvalidParameter, {"parameter": str}),
+    Row("org.varlink.service.ExpectedMore", ExpectedMore, {}),
 )
 """The one table of errors."""
 

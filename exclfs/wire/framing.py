@@ -11,14 +11,21 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-MAX_MESSAGE: Final = 1 << 20
-"""The longest message that a server reads, in bytes without its NUL."""
+MAX_MESSAGE: Final = 4 << 20
+"""The longest message that a server reads, in bytes without its NUL: ten thousand paths of 400 bytes."""
 MAX_REPLY: Final = 64 << 20
 """The longest message that a client reads from the server that it has chosen: many thousands of holds."""
 
+LONG: Final = 100
+"""How many items of an array are made into text at one go."""
+MOST_LEVELS: Final = 2
+"""How deep in a message long arrays are: {"parameters": {"holds": […]}}."""
+
 JsonObject = dict[str, Any]
+
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 class ProtocolError(Exception):
@@ -45,6 +52,11 @@ class Decoder:
         self._buffer = bytearray()
         self._searched = 0
         self._failure: str | None = None
+
+    @property
+    def begun(self) -> int:
+        """How many bytes there are of a message that has not come to its end."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[JsonObject]:
         """Takes what has arrived and returns the messages that it completes, in order.
@@ -105,7 +117,32 @@ def dumps(value: object) -> bytes:
     Raises:
         ValueError: as encode().
     """
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return "".join(_pieces(value, MOST_LEVELS)).encode()
+
+
+def _has_much(value: object, levels: int) -> bool:
+    if isinstance(value, dict):
+        return levels > 0 and any(_has_much(inner, levels - 1) for inner in value.values())
+    return isinstance(value, list) and len(value) > LONG
+
+
+def _pieces(value: object, levels: int) -> Iterator[str]:
+    """The text in pieces, of which each is soon made: as long as one takes, no other thread of this process runs."""
+    if not _has_much(value, levels):
+        yield _JSON.encode(value)
+    elif isinstance(value, dict):
+        separator = "{"
+        for key, inner in value.items():
+            yield f"{separator}{_JSON.encode(key)}:"
+            yield from _pieces(inner, levels - 1)
+            separator = ","
+        yield "}"
+    elif isinstance(value, list):
+        separator = "["
+        for inner in value:
+            yield separator + _JSON.encode(inner)
+            separator = ","
+        yield "]"
 
 
 def _parse(raw: bytearray) -> JsonObject:

@@ -1,4 +1,4 @@
-"""The methods of the socket: their typed parameters and replies, and the messages that carry them.
+"""The methods of the socket: their typed parameters and replies.
 
 The rule that this module owns: what leaves here has the types that org.exclfs.varlink promises, and what is read here
 either has them or is an error that names the parameter. A class is named after its method; its fields are the
@@ -8,24 +8,30 @@ it does not know, for the server may be newer.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
-from exclfs.holds.errors import BadObject, UnknownFlag
-from exclfs.holds.events import Refused
+from exclfs.holds.errors import BadHold, BadObject
+from exclfs.holds.events import Event, Refused
 from exclfs.holds.flags import Flags
 from exclfs.holds.hold import Hold
-from exclfs.wire.errors import InterfaceNotFound, InvalidParameter, MethodNotFound, error_from_json
-from exclfs.wire.framing import JsonObject, ProtocolError
-from exclfs.wire.primitives import BadShape
-from exclfs.wire.shapes import VERSION, from_json, to_json
+from exclfs.holds.mode import Mode, OpenFiles
+from exclfs.wire.shapes import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
 
 Reply = TypeVar("Reply")
 
-MAX_OBJECTS: Final = 1024
-"""The most objects of one call, so that none keeps a server busy. (Of descriptors 253 go along, SCM_MAX_FD.)"""
+MAX_OBJECTS: Final = 10_000
+"""The most objects, or ids of holds, of one call, so that none keeps a server busy."""
+MAX_DESCRIPTORS: Final = 1024
+"""The most descriptors that are passed along with one call. (The kernel passes 253 at once, SCM_MAX_FD.)"""
+FOR_EVER: Final = 1e9
+"""Seconds. JSON has no infinity: who waits so long waits for ever."""
 
 
 @frozen
@@ -41,6 +47,35 @@ class Object:
             raise BadObject("an object is named by one of fd and path")
         if self.fd is not None and self.fd < 0:
             raise BadObject(f"{self.fd} is not the index of a descriptor")
+
+
+@frozen(kw_only=True)
+class Lifetime:
+    """What is to end a hold: every end that is wanted. With none it is the connection."""
+
+    connection: bool | None = None
+    """The connection closes, or the process that opened it dies."""
+    pidfd: int | None = None
+    """The process dies of which a pidfd is passed along: its index."""
+    pid: int | None = None
+    """This process dies; in the pid namespace of the server, and for a caller that is in it."""
+    ttl: float | None = None
+    """So many seconds have passed, unless it is renewed."""
+    unmount: bool | None = None
+    """The mount ends."""
+    persistent: bool | None = None
+    """None but a release: the hold is kept in the server's state file."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuses what cannot end anything."""
+        if self.pidfd is not None and self.pid is not None:
+            raise BadHold("the process is named by one of pidfd and pid")
+        if self.pidfd is not None and self.pidfd < 0:
+            raise BadHold(f"{self.pidfd} is not the index of a descriptor")
+        if self.pid is not None and self.pid <= 0:
+            raise BadHold(f"{self.pid} is not the id of a process")
+        if self.ttl is not None:
+            _check_ttl(self.ttl)
 
 
 @frozen
@@ -69,10 +104,16 @@ class Status:
     """Where the log goes."""
     passthrough: bool
     ask_always: bool
+    mode: Mode
+    hold_open: OpenFiles
+    state: str | None = None
+    """The path of the state file; None without one."""
     holds: int
     holders: dict[str, int]
     """How many holds each holder has, by its name."""
     refusals: int
+    would_have_refused: int
+    """How many removals were recorded and let happen, in mode warn."""
     last_refusals: tuple[Refused, ...]
     requests: dict[str, int]
     """How many requests of each kind the mirror has answered."""
@@ -81,6 +122,22 @@ class Status:
     inodes: int
     descriptors: int
     connections: int
+    waiting: int
+    """How many calls queue for a claim."""
+
+
+def _check_ttl(ttl: float) -> None:
+    if not 0 < ttl < math.inf:
+        raise BadHold(f"a hold cannot end after {ttl:g} seconds")
+
+
+def _check_number(what: str, named: Sized) -> None:
+    if len(named) > MAX_OBJECTS:
+        raise BadObject(f"{len(named)} {what} in one call; at most {MAX_OBJECTS} are allowed")
+
+
+def _no_longer_than_for_ever(seconds: float | None) -> float | None:
+    return None if seconds is None else min(seconds, FOR_EVER)
 
 
 class Call(Generic[Reply]):
@@ -88,6 +145,8 @@ class Call(Generic[Reply]):
 
     method: ClassVar[str]
     reply: ClassVar[type]
+    streams: ClassVar[bool] = False
+    """Whether the answer is a stream of replies, which the caller has to ask for ("more")."""
 
 
 @frozen
@@ -107,12 +166,15 @@ class HoldCall(Call[HoldReply]):
     flags: Flags
     holder: str
     reason: str
-    until_unmount: bool
+    lifetime: Lifetime | None = None
+    wait: float | None = field(default=None, converter=_no_longer_than_for_ever)
+    """Seconds to queue for a claim that is taken; None and 0: it is an error at once."""
 
     def __attrs_post_init__(self) -> None:
         """Refuses what is more than one call may ask."""
-        if len(self.objects) > MAX_OBJECTS:
-            raise BadObject(f"{len(self.objects)} objects in one call; at most {MAX_OBJECTS} are allowed")
+        _check_number("objects", self.objects)
+        if self.wait is not None and not self.wait >= 0:
+            raise BadHold(f"{self.wait:g} seconds cannot be waited")
 
 
 @frozen
@@ -124,18 +186,43 @@ class ReleaseReply:
 
 @frozen(kw_only=True)
 class ReleaseCall(Call[ReleaseReply]):
-    """Releases the hold with this id, or every hold of the caller on this object; break_it: somebody else's, too."""
+    """Releases the holds with these ids, all or none, or all of the caller on this object; break_it: others', too."""
 
     method = "org.exclfs.Release"
     reply = ReleaseReply
-    id: str | None = None
+    ids: tuple[str, ...] | None = None
     object: Object | None = None
-    break_it: bool
+    break_it: bool | None = None
+    reason: str | None = None
+    """Why they are broken, for the record."""
 
     def __attrs_post_init__(self) -> None:
-        """Refuses what names nothing, or two things."""
-        if (self.id is None) == (self.object is None):
-            raise BadObject("what to release is named by one of id and object")
+        """Refuses what names nothing, or two things, or too many."""
+        if (self.ids is None) == (self.object is None):
+            raise BadObject("what to release is named by one of ids and object")
+        _check_number("ids", self.ids or ())
+
+
+@frozen
+class RenewReply:
+    """The holds as they are now, in the order of the ids."""
+
+    holds: tuple[Hold, ...]
+
+
+@frozen(kw_only=True)
+class RenewCall(Call[RenewReply]):
+    """Gives each of these holds so many seconds from now, all or none."""
+
+    method = "org.exclfs.Renew"
+    reply = RenewReply
+    ids: tuple[str, ...]
+    ttl: float
+
+    def __attrs_post_init__(self) -> None:
+        """Refuses what is more than one call may ask."""
+        _check_number("ids", self.ids)
+        _check_ttl(self.ttl)
 
 
 @frozen
@@ -147,7 +234,7 @@ class HoldsReply:
 
 @frozen
 class HoldsCall(Call[HoldsReply]):
-    """Asks for every hold on this object, or of the whole mount; of one holder, if one is named."""
+    """Asks for every hold that covers this object, or of the whole mount; of one holder, if one is named."""
 
     method = "org.exclfs.Holds"
     reply = HoldsReply
@@ -189,6 +276,41 @@ class StatusCall(Call[StatusReply]):
 
 
 @frozen
+class ModeReply:
+    """The mode as it is now."""
+
+    mode: Mode
+
+
+@frozen
+class ModeCall(Call[ModeReply]):
+    """Switches the mode, or asks which it is."""
+
+    method = "org.exclfs.Mode"
+    reply = ModeReply
+    mode: Mode | None = None
+
+
+@frozen
+class EventsReply:
+    """One event; none in the first reply, which says that from here on nothing is missed."""
+
+    event: Event | None = None
+
+
+@frozen
+class EventsCall(Call[EventsReply]):
+    """Asks for every event from now on, in a stream: of one inode, or of the caller's own holds, or all."""
+
+    method = "org.exclfs.Events"
+    reply = EventsReply
+    streams = True
+    object: Object | None = None
+    own: bool | None = None
+    """Only what concerns the holds that were placed on this connection, or whose holder is this process."""
+
+
+@frozen
 class GetInfoReply:
     """Who made the server, and the interfaces that it has."""
 
@@ -225,89 +347,17 @@ class GetInterfaceDescriptionCall(Call[GetInterfaceDescriptionReply]):
 
 METHODS: Final[dict[str, type[Call[Any]]]] = {
     call.method: call
-    for call in (HoldCall, ReleaseCall, HoldsCall, WhyCall, StatusCall, GetInfoCall, GetInterfaceDescriptionCall)
+    for call in (
+        HoldCall,
+        ReleaseCall,
+        RenewCall,
+        HoldsCall,
+        WhyCall,
+        StatusCall,
+        ModeCall,
+        EventsCall,
+        GetInfoCall,
+        GetInterfaceDescriptionCall,
+    )
 }
 """Every method, by its full name."""
-
-_INTERFACES: Final = {method.rpartition(".")[0] for method in METHODS}
-
-
-@frozen
-class Incoming:
-    """A call as it came, before its method and parameters are looked at."""
-
-    method: str
-    parameters: dict[str, Any] | None = None
-    more: bool | None = None
-    """The caller would take several replies. One is always enough here."""
-    oneway: bool | None = None
-    """The caller wants no reply at all, not even an error."""
-    upgrade: bool | None = None
-    """The caller wants to speak another protocol after this call. No method here has one."""
-
-    def typed(self) -> Call[Any]:
-        """The call of this method with these parameters.
-
-        Raises:
-            InterfaceNotFound, MethodNotFound: there is no such method.
-            InvalidParameter: a parameter is missing, unknown or of the wrong type, or `upgrade` is asked for.
-            UnknownFlag, BadObject: the parameters are of the right type, but name what does not exist.
-        """
-        interface, _, _ = self.method.rpartition(".")
-        if interface not in _INTERFACES:
-            raise InterfaceNotFound(interface)
-        if self.method not in METHODS:
-            raise MethodNotFound(self.method)
-        if self.upgrade:
-            raise InvalidParameter("upgrade")
-        try:
-            return from_json(self.parameters or {}, METHODS[self.method], strict=True)
-        except BadShape as error:
-            raise InvalidParameter(error.field) from error
-
-
-def write_call(call: Call[Any], *, oneway: bool = False) -> JsonObject:
-    """The message that makes this call.
-
-    Raises:
-        ValueError: a string has surrogates that os.fsdecode() does not make.
-    """
-    message: JsonObject = {"method": call.method, "parameters": to_json(call)}
-    return message | {"oneway": True} if oneway else message
-
-
-def read_call(message: JsonObject) -> Incoming:
-    """What this message calls.
-
-    Raises:
-        ProtocolError: it is not a call.
-    """
-    try:
-        return from_json(message, Incoming, strict=True)
-    except BadShape as error:
-        raise ProtocolError(f"a message is not a call: {error}") from error
-
-
-def write_reply(reply: object) -> JsonObject:
-    """The message that carries this reply. (error_to_json() in exclfs.wire.errors makes that of an error.)"""
-    return {"parameters": to_json(reply)}
-
-
-def read_reply(message: JsonObject, call: Call[Reply]) -> Reply:
-    """The reply to this call.
-
-    Raises:
-        HoldError, VarlinkError: the error that the server answered with.
-        ProtocolError: the message is not a reply, or not one to this call.
-    """
-    parameters = message.get("parameters") or {}
-    name = message.get("error")
-    if not isinstance(parameters, dict) or not isinstance(name, str | None):
-        raise ProtocolError("a message is not a reply")
-    if name is not None:
-        raise error_from_json(name, parameters)
-    try:
-        reply: Reply = from_json(parameters, call.reply)
-    except (BadShape, UnknownFlag) as error:
-        raise ProtocolError(f"the reply to {call.method} is not as it should be: {error}") from error
-    return reply

@@ -11,7 +11,9 @@ The rules that this module owns:
 from __future__ import annotations
 
 import base64
+import math
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args, get_origin
 
@@ -46,6 +48,7 @@ def make_converter(*, strict: bool) -> cattrs.Converter:
     converter.register_structure_hook(str, read_string)
     converter.register_unstructure_hook(str, _write_string)
     converter.register_structure_hook(int, _read_int)
+    converter.register_structure_hook(float, _read_number)
     converter.register_structure_hook(bool, _read_bool)
     converter.register_structure_hook(datetime, _read_time)
     converter.register_unstructure_hook(datetime, _write_time)
@@ -148,6 +151,16 @@ def _read_int(value: object, _: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise TypeError("is not an integer")
+
+
+def _read_number(value: object, _: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+        raise ValueError("is too large a number")
+    raise TypeError("is not a number")
 
 
 def _read_bool(value: object, _: Any) -> bool:

@@ -4,25 +4,29 @@ The rules that this module owns:
 
 - A hold is {"id","path","dev","inode","flags","holder":{"name","pid","comm","exe","uid","user","container"},"reason",
   "since","ends"}. What is not known is null, never left out.
+- An end is {"kind","pid","at"}, where pid is of a process and at of a time, and null otherwise.
 - An event is {"event": its name, "at": when, …its fields}; an inode is "dev" and "inode" beside them.
 
-What this JSON does not carry is lost on the way: the nodeid of the inode, the start time of the process, the number
-of the connection.
+What this JSON does not carry is lost on the way: the nodeid of the inode, the start time of a process, the number of
+the connection, the deadline of a time.
 """
 
 from __future__ import annotations
 
+import enum
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 from attrs import frozen
 
-from exclfs.holds.events import Broken, Event, Locked, LockFailed, Reaped, Refused, UnlockBad, Unlocked
+from exclfs.holds import events
+from exclfs.holds.events import Event, Refused
 from exclfs.holds.flags import Flags, Operation, parse
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
-from exclfs.holds.lifetime import Connection, End, Unmount
+from exclfs.holds.lifetime import Close, Connection, End, Exit, StateFile, Time, Unmount
+from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.wire.framing import JsonObject, dumps
 from exclfs.wire.primitives import make_converter, read_string, structure
 
@@ -39,10 +43,18 @@ VERSION: Final = 1
 MAX_XATTR: Final = 65536
 """The longest value of an xattr in bytes (XATTR_SIZE_MAX, xattr(7))."""
 
-EVENTS: Final[dict[str, type[Event]]] = {
-    event.name: event for event in (Locked, LockFailed, Unlocked, UnlockBad, Refused, Reaped, Broken)
-}
+EVENTS: Final[dict[str, type[Event]]] = {event.name: event for event in events.EVENTS}
 """Every event, by its name."""
+
+KINDS: Final[dict[type[End], str]] = {
+    Connection: "connection",
+    Exit: "process",
+    Time: "time",
+    Unmount: "unmount",
+    StateFile: "state file",
+    Close: "close",
+}
+"""What each end is called."""
 
 
 @frozen(kw_only=True)
@@ -68,6 +80,15 @@ class HolderRecord:
     uid: int
     user: str | None = None
     container: str | None = None
+
+
+@frozen(kw_only=True)
+class EndRecord:
+    """The JSON of an End."""
+
+    kind: str
+    pid: int | None = None
+    at: datetime | None = None
 
 
 @frozen(kw_only=True)
@@ -164,13 +185,14 @@ def _document(name: str, values: Sequence[object], limit: int) -> bytes:
 
 def _teach(converter: cattrs.Converter) -> cattrs.Converter:
     """Adds to the primitive values those of the rules."""
-    converter.register_structure_hook(Operation, _read_operation)
-    converter.register_unstructure_hook(Operation, lambda operation: operation.value)
+    for words in Operation, Mode, OpenFiles:
+        converter.register_structure_hook(words, _read_word)
+        converter.register_unstructure_hook(words, lambda word: word.value)
     converter.register_structure_hook(Flags, lambda names, _: parse(converter.structure(names, tuple[str, ...])))
     converter.register_unstructure_hook(Flags, lambda flags: list(flags.names))
-    converter.register_structure_hook(End, _read_end)
-    converter.register_unstructure_hook(Connection, lambda _: "connection")
-    converter.register_unstructure_hook(Unmount, lambda _: "unmount")
+    converter.register_structure_hook(End, lambda json, _: _end(converter.structure(json, EndRecord)))
+    for end in KINDS:
+        converter.register_unstructure_hook(end, lambda end: converter.unstructure(_end_record(end)))
     converter.register_structure_hook(Process, lambda json, _: _process(converter.structure(json, ProcessRecord)))
     converter.register_unstructure_hook(Process, lambda process: converter.unstructure(_process_record(process)))
     converter.register_structure_hook(Holder, lambda json, _: _holder(converter.structure(json, HolderRecord)))
@@ -210,21 +232,36 @@ def _teach_events(converter: cattrs.Converter) -> None:
     converter.register_unstructure_hook(Event, write_event)
 
 
-def _read_operation(name: object, _: Any) -> Operation:
+def _read_word(name: object, words: type[enum.StrEnum]) -> enum.StrEnum:
     try:
-        return Operation(read_string(name))
+        return words(read_string(name))
     except ValueError:
-        raise ValueError(f"is not one of {', '.join(Operation)}") from None
+        raise ValueError(f"is not one of {', '.join(words)}") from None
 
 
-def _read_end(name: object, _: Any) -> End:
-    match name:
-        case "connection":
+def _end(record: EndRecord) -> End:
+    match record:
+        case EndRecord(kind="process", pid=int(pid)):
+            return Exit(pid)
+        case EndRecord(kind="time", at=datetime() as at):
+            return Time(at)
+        case EndRecord(kind="connection"):
             return Connection(0)
-        case "unmount":
+        case EndRecord(kind="unmount"):
             return Unmount()
-        case _:
-            raise ValueError("is not one of connection, unmount")
+        case EndRecord(kind="state file"):
+            return StateFile()
+        case EndRecord(kind="close"):
+            return Close()
+    raise ValueError(f"is not one of {', '.join(KINDS.values())}, with the pid or the time that belongs to it")
+
+
+def _end_record(end: End) -> EndRecord:
+    return EndRecord(
+        kind=KINDS[type(end)],
+        pid=end.pid if isinstance(end, Exit) else None,
+        at=end.at if isinstance(end, Time) else None,
+    )
 
 
 def _process(record: ProcessRecord | HolderRecord) -> Process:
