@@ -137,7 +137,8 @@ class Connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._wait_until(deadline)
             sent = self._socket.sendmsg([message], ancillary)
-            self._socket.sendall(memoryview(message)[sent:])
+            if sent < len(message):
+                self._socket.sendall(memoryview(message)[sent:])
 
     def _receive(self, exchange: Exchange[Any], deadline: float) -> None:
         while not exchange.answered:

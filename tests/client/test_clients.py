@@ -1,15 +1,13 @@
-"""Both clients against a server that speaks the wire: one set of tests, so that neither lacks what the other can."""
+"""Calls and their answers, on both clients; servers that misbehave; and hold(), with its connection of its own."""
 
 from __future__ import annotations
 
-import array
-import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,208 +16,20 @@ import trio
 import exclfs
 from exclfs.client import sync_client, trio_client
 from exclfs.client.calls import default_holder
-from exclfs.client.discovery import Server
 from exclfs.client.errors import BadAnswer, Disconnected, NoAnswer
-from exclfs.client.sockets import MOST_DESCRIPTORS
-from exclfs.holds.errors import BadHold, Gone, Held, HoldError, NoSuchHold, NotPermitted
+from exclfs.holds.errors import BadHold, Gone, Held, NoSuchHold, NotPermitted
 from exclfs.holds.flags import DEFAULT, Flags
-from exclfs.holds.hold import Hold, Inode
-from exclfs.holds.holder import Holder, Process
-from exclfs.holds.lifetime import Connection, Unmount
-from exclfs.holds.registry import Registry
-from exclfs.wire.errors import MethodNotFound, VarlinkError, error_to_json
-from exclfs.wire.framing import Decoder, encode
-from exclfs.wire.messages import (
-    Call,
-    Cause,
-    HoldCall,
-    HoldReply,
-    HoldsCall,
-    HoldsReply,
-    ReleaseCall,
-    ReleaseReply,
-    WhyCall,
-    WhyReply,
-    read_call,
-    write_reply,
-)
+from exclfs.holds.lifetime import Connection, Exit, StateFile, Time, Unmount
+from exclfs.holds.mode import Mode
+from exclfs.wire.errors import error_to_json
+from exclfs.wire.framing import encode
+from exclfs.wire.messages import FOR_EVER, HoldCall, ReleaseCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-
-class TestServer:
-    """A server of holds on ordinary files: the real rules and the real wire, and no mount."""
-
-    __test__ = False
-
-    def __init__(self, path: str) -> None:
-        self.where = Server("/mnt", path, os.getuid(), whole=True)
-        self.registry = Registry()
-        self.calls: list[Call[Any]] = []
-        self.ended = threading.Semaphore(0)
-        """Released each time when a connection has ended."""
-        self.answer: Callable[[socket.socket], None] | None = None
-        """What is done instead of answering a call."""
-        self.greet: Callable[[socket.socket], None] | None = None
-        """What is done instead of reading calls."""
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(path)
-        self._listener.listen()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        for number in range(1, 1000):
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._serve, args=(connection, number))
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket, number: int) -> None:
-        with connection, contextlib.suppress(ConnectionError):
-            if self.greet is not None:
-                self.greet(connection)
-            else:
-                self._converse(connection, number)
-        for hold in self.registry.of_connection(number):
-            self.registry.unlock(hold.id)
-        self.ended.release()
-
-    def _converse(self, connection: socket.socket, number: int) -> None:
-        decoder, passed = Decoder(), []
-        room = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
-        while True:
-            data, ancillary, _, _ = connection.recvmsg(65536, room)
-            if not data:
-                return
-            for _, _, content in ancillary:
-                passed += array.array("i", content)
-            for message in decoder.feed(data):
-                if self.answer is not None:
-                    self.answer(connection)
-                    return
-                connection.sendall(encode(self._reply(read_call(message).typed(), passed, number)))
-                while passed:
-                    os.close(passed.pop())
-
-    def _reply(self, call: Call[Any], passed: Sequence[int], number: int) -> dict[str, Any]:
-        self.calls.append(call)
-        try:
-            return write_reply(self._do(call, passed, number))
-        except (HoldError, VarlinkError) as error:
-            return error_to_json(error)
-
-    def _do(self, call: Call[Any], passed: Sequence[int], number: int) -> object:
-        match call:
-            case HoldCall():
-                return HoldReply(self._lock_all(call, passed, number))
-            case ReleaseCall(id=str() as chosen):
-                return ReleaseReply((self.registry.unlock(chosen),))
-            case ReleaseCall():
-                holds = self.registry.on(inode_of(passed[0]))
-                return ReleaseReply(tuple(self.registry.unlock(hold.id) for hold in holds))
-            case HoldsCall():
-                holds = self.registry.on(inode_of(passed[0])) if call.object else self.registry.all()
-                return HoldsReply(tuple(hold for hold in holds if call.holder in {None, hold.holder.name}))
-            case WhyCall():
-                holds = self.registry.on(inode_of(passed[0]))
-                causes = tuple(Cause("hold", f"{hold.holder.name} holds it", ("unlink",), hold) for hold in holds)
-                return WhyReply(path_of(passed[0]), bool(holds), causes)
-        raise MethodNotFound(call.method)
-
-    def _lock_all(self, call: HoldCall, passed: Sequence[int], number: int) -> tuple[Hold, ...]:
-        placed: list[Hold] = []
-        try:
-            placed.extend(self._lock(call, passed[named.fd or 0], number) for named in call.objects)
-        except HoldError:
-            for hold in placed:
-                self.registry.unlock(hold.id)
-            raise
-        return tuple(placed)
-
-    def _lock(self, call: HoldCall, descriptor: int, number: int) -> Hold:
-        if os.fstat(descriptor).st_nlink == 0:
-            raise Gone
-        return self.registry.trylock(
-            inode_of(descriptor),
-            path=path_of(descriptor),
-            flags=call.flags,
-            holder=Holder(call.holder, Process(os.getpid(), os.getuid())),
-            reason=call.reason,
-            since=datetime.now(UTC),
-            ends=(Unmount() if call.until_unmount else Connection(number),),
-        )
-
-
-def inode_of(descriptor: int) -> Inode:
-    status = os.fstat(descriptor)
-    return Inode(status.st_dev, status.st_ino)
-
-
-def path_of(descriptor: int) -> str:
-    return os.readlink(f"/proc/self/fd/{descriptor}")
-
-
-class Blocking:
-    """The blocking client, called from trio as any blocking thing is."""
-
-    def __init__(self, client: sync_client.Client) -> None:
-        self.client = client
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.client, name)
-
-        async def call(*args: Any, **named: Any) -> Any:
-            return await trio.to_thread.run_sync(lambda: method(*args, **named))
-
-        return call
-
-
-@contextlib.asynccontextmanager
-async def blocking(server: TestServer) -> AsyncIterator[Any]:
-    with await trio.to_thread.run_sync(sync_client.reach, server.where) as client:
-        yield Blocking(client)
-
-
-@contextlib.asynccontextmanager
-async def on_trio(server: TestServer) -> AsyncIterator[Any]:
-    async with await trio_client.reach(server.where) as client:
-        yield client
-
-
-@pytest.fixture(params=[blocking, on_trio])
-def connected(request: pytest.FixtureRequest, server: TestServer) -> Callable[[], Any]:
-    return lambda: request.param(server)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[TestServer]:
-    made = TestServer(str(tmp_path / "socket"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    (tmp_path / "file").touch()
-    return tmp_path / "file"
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    (tmp_path / "directory").mkdir()
-    return tmp_path / "directory"
+    from hold_server import HoldServer
 
 
 # --- what both clients do ---------------------------------------------------------------------------------------------
@@ -282,11 +92,24 @@ async def test_release_by_id_and_by_path(connected: Any, file: Path) -> None:
         assert await client.release(path=file) == (two,)
         with pytest.raises(NoSuchHold):
             await client.release(two)
-        with pytest.raises(TypeError):
-            await client.release()
+        assert await client.release([]) == ()
+        for named in ({}, {"holds": one, "path": file}):
+            with pytest.raises(TypeError):
+                await client.release(**named)
 
 
-async def test_the_holds_of_a_connection_end_with_it(connected: Any, file: Path, server: TestServer) -> None:
+async def test_releases_several_all_or_none(connected: Any, file: Path, directory: Path, server: HoldServer) -> None:
+    async with connected() as client:
+        placed = await client.hold([file, directory])
+        with pytest.raises(NoSuchHold):
+            await client.release([placed[0], "h99"])
+        assert len(server.registry) == 2
+        assert await client.release((placed[1], placed[0].id), break_it=True, reason="enough") == placed[::-1]
+        call = server.called(ReleaseCall)[-1]
+        assert (call.break_it, call.reason) == (True, "enough")
+
+
+async def test_the_holds_of_a_connection_end_with_it(connected: Any, file: Path, server: HoldServer) -> None:
     async with connected() as client:
         await client.hold(file)
         assert len(server.registry) == 1
@@ -314,20 +137,125 @@ async def test_two_answers_to_one_question(connected: Any, file: Path) -> None:
             await client.hold(file, flags=Flags.NO_REMOVE, claim=False)
 
 
-async def test_more_objects_than_one_message_carries(connected: Any, directory: Path, server: TestServer) -> None:
-    paths = [directory / str(number) for number in range(MOST_DESCRIPTORS + 2)]
-    for path in paths:
-        path.touch()
+async def test_whether_it_is_in_use(connected: Any, file: Path) -> None:
+    async with connected() as client:
+        assert not await client.inuse(file)
+        await client.hold(file)
+        assert await client.inuse(file)
+
+
+async def test_the_mode_is_asked_and_switched(connected: Any, server: HoldServer) -> None:
+    async with connected() as client:
+        assert await client.mode() is Mode.ENFORCE
+        assert await client.mode("warn") is Mode.WARN
+        assert await client.mode(Mode.OFF) is Mode.OFF
+        with pytest.raises(ValueError, match="perhaps"):
+            await client.mode("perhaps")
+    assert server.mode is Mode.OFF
+
+
+# --- what ends a hold, and waiting for one ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("named", "ends"),
+    [
+        ({}, {Connection}),
+        ({"connection": True}, {Connection}),
+        ({"until_unmount": True}, {Unmount}),
+        ({"persistent": True}, {StateFile}),
+        ({"ttl": 60}, {Time}),
+        ({"pid": os.getpid()}, {Exit}),
+        ({"connection": False, "persistent": True}, {StateFile}),
+        (
+            {"connection": True, "pid": os.getpid(), "ttl": 0.5, "until_unmount": True},
+            {Connection, Exit, Time, Unmount},
+        ),
+    ],
+)
+async def test_every_end_that_is_named_is_one(
+    connected: Any, file: Path, named: dict[str, Any], ends: set[type]
+) -> None:
+    async with connected() as client:
+        (hold,) = await client.hold(file, **named)
+        assert {type(end) for end in hold.ends} == ends
+
+
+async def test_a_process_is_passed_along_and_not_its_number(connected: Any, file: Path, directory: Path) -> None:
+    async with connected() as client:
+        for hold in await client.hold([file, directory], pid=os.getppid()):
+            assert hold.ends == (Exit(os.getppid()),)
+
+
+async def test_a_process_that_is_not_there(connected: Any, file: Path, server: HoldServer) -> None:
+    async with connected() as client:
+        with pytest.raises(ProcessLookupError):
+            await client.hold(file, pid=2**22 + 1)  # above PID_MAX_LIMIT, proc_sys_kernel(5)
+        assert not await client.inuse(file)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"connection": False},
+        {"ttl": 0},
+        {"ttl": -1.0},
+        {"ttl": float("inf")},
+        {"ttl": float("nan")},
+        {"timeout": -1},
+        {"timeout": float("nan")},
+    ],
+)
+async def test_what_never_ends_or_ended_before(connected: Any, file: Path, named: dict[str, Any]) -> None:
+    async with connected() as client:
+        with pytest.raises(BadHold):
+            await client.hold(file, **named)
+        assert await client.holds() == ()
+
+
+async def test_renewing(connected: Any, file: Path, directory: Path) -> None:
+    async with connected() as client:
+        placed = await client.hold([file, directory], ttl=60)
+        renewed = await client.renew(placed, 3600)
+        assert [hold.id for hold in renewed] == [hold.id for hold in placed]
+        assert all(new.ends[0].at > old.ends[0].at for new, old in zip(renewed, placed, strict=True))
+        assert [hold.id for hold in await client.renew(placed[0].id, 60)] == [placed[0].id]
+        assert await client.renew((), 60) == ()
+        with pytest.raises(NoSuchHold):
+            await client.renew("h99", 60)
+        with pytest.raises(BadHold):
+            await client.renew(placed, 0)
+
+
+@pytest.mark.parametrize(("seconds", "wait"), [(0, 0), (0.01, 0.01), (None, FOR_EVER), (float("inf"), FOR_EVER)])
+async def test_how_long_it_waits_is_told(
+    connected: Any, file: Path, server: HoldServer, seconds: float | None, wait: float
+) -> None:
+    async with connected() as client:
+        await client.hold(file, timeout=seconds)
+    assert server.called(HoldCall)[0].wait == wait
+
+
+async def test_waits_until_the_claim_is_free(connected: Any, file: Path, server: HoldServer) -> None:
+    async with connected() as client, connected() as other, trio.open_nursery() as nursery:
+        (first,) = await client.hold(file, holder="first")
+
+        async def wait() -> None:
+            (hold,) = await other.hold(file, holder="second", timeout=None)
+            assert hold.holder.name == "second"
+
+        nursery.start_soon(wait)
+        await trio.to_thread.run_sync(server.waits.acquire)
+        await client.release(first)
+
+
+async def test_waits_no_longer_than_it_is_told(connected: Any, file: Path, server: HoldServer) -> None:
     async with connected() as client, connected() as other:
-        placed = await client.hold(paths)
-        assert [hold.path for hold in placed] == [str(path) for path in paths]
-        assert len([call for call in server.calls if isinstance(call, HoldCall)]) == 2
-        await client.end(placed)
-        # The last one is taken: all or none.
-        (taken,) = await other.hold(paths[-1])
-        with pytest.raises(Held):
-            await client.hold(paths)
-        assert await client.holds() == (taken,)
+        (first,) = await client.hold(file)
+        with pytest.raises(Held) as caught:
+            await other.hold(file, timeout=0.01)
+        assert caught.value.hold == first
+        assert await other.holds(file) == (first,)
 
 
 async def test_many_calls_at_once_get_each_its_answer(connected: Any, directory: Path) -> None:
@@ -343,11 +271,18 @@ async def test_many_calls_at_once_get_each_its_answer(connected: Any, directory:
             nursery.start_soon(hold_and_look, directory / str(number))
 
 
-async def test_ending_what_has_ended_is_no_error(connected: Any, file: Path, server: TestServer) -> None:
+async def test_ending_what_has_ended_is_no_error(connected: Any, directory: Path, server: HoldServer) -> None:
+    paths = [directory / str(number) for number in range(9)]
+    for path in paths:
+        path.touch()
     async with connected() as client:
-        (hold,) = await client.hold(file)
-        server.registry.unlock(hold.id)
-        await client.end((hold,))
+        for ended in ((), (0,), (8,), (2, 3, 7), range(9)):
+            placed = await client.hold(paths)
+            for index in ended:
+                server.registry.unlock(placed[index].id)
+            await client.end(iter(placed))
+            assert len(server.registry) == 0
+        await client.end(())
 
 
 # --- servers that misbehave, and that end -----------------------------------------------------------------------------
@@ -378,7 +313,7 @@ def say(message: bytes) -> Callable[[socket.socket], None]:
     ],
 )
 async def test_a_bad_answer_is_an_error_of_its_own(
-    connected: Any, file: Path, server: TestServer, answer: Callable[[socket.socket], None], error: type[Exception]
+    connected: Any, file: Path, server: HoldServer, answer: Callable[[socket.socket], None], error: type[Exception]
 ) -> None:
     server.answer = answer
     async with connected() as client:
@@ -386,7 +321,7 @@ async def test_a_bad_answer_is_an_error_of_its_own(
             await client.hold(file)
 
 
-async def test_a_server_that_turns_us_away_is_heard(connected: Any, file: Path, server: TestServer) -> None:
+async def test_a_server_that_turns_us_away_is_heard(connected: Any, file: Path, server: HoldServer) -> None:
     server.greet = say(encode(error_to_json(NotPermitted("too many connections"))))
     async with connected() as client:
         await trio.to_thread.run_sync(server.ended.acquire)
@@ -394,26 +329,102 @@ async def test_a_server_that_turns_us_away_is_heard(connected: Any, file: Path, 
             await client.holds(file)
 
 
-async def test_after_the_end_every_call_says_so(connected: Any, file: Path, server: TestServer) -> None:
+async def test_after_the_end_every_call_says_so(connected: Any, file: Path, server: HoldServer) -> None:
     async with connected() as client:
         await client.hold(file)
     with pytest.raises(Disconnected):
         await client.holds(file)
 
 
-async def test_no_answer_in_time_closes_the_connection(file: Path, server: TestServer) -> None:
+@pytest.fixture
+def silent(server: HoldServer) -> Iterator[HoldServer]:
+    """Takes calls and does not answer them."""
     let_go = threading.Event()
     server.answer = lambda connection: let_go.wait() and None
-    client = await trio.to_thread.run_sync(lambda: sync_client.reach(server.where, timeout=0.01))
-    try:
-        with pytest.raises(NoAnswer):
-            await trio.to_thread.run_sync(client.holds, file)
-        assert client.closed
-    finally:
-        let_go.set()
+    yield server
+    let_go.set()
 
 
-async def test_a_cancelled_call_closes_the_connection(file: Path, server: TestServer) -> None:
+async def test_no_answer_in_time_closes_the_connection(silent: HoldServer, file: Path) -> None:
+    client = await trio.to_thread.run_sync(lambda: sync_client.reach(silent.where, timeout=0.01))
+    with pytest.raises(NoAnswer) as caught:
+        await trio.to_thread.run_sync(client.holds, file)
+    assert client.closed
+    assert caught.value.seconds == 0.01
+    on_trio = await trio_client.reach(silent.where, timeout=0.01)
+    with pytest.raises(NoAnswer) as caught:
+        await on_trio.holds(file)
+    assert on_trio.closed
+    assert caught.value.seconds == 0.01
+
+
+async def test_the_time_to_wait_is_added_to_that_for_the_answer(silent: HoldServer, file: Path) -> None:
+    client = await trio.to_thread.run_sync(lambda: sync_client.reach(silent.where, timeout=0.0625))
+    with pytest.raises(NoAnswer) as caught:
+        await trio.to_thread.run_sync(lambda: client.hold(file, timeout=0.125))
+    assert caught.value.seconds == 0.1875
+    on_trio = await trio_client.reach(silent.where, timeout=0.0625)
+    with pytest.raises(NoAnswer) as caught:
+        await on_trio.hold(file, timeout=0.125)
+    assert caught.value.seconds == 0.1875
+
+
+async def test_who_closes_it_ends_the_call_that_waits(connected: Any, file: Path, server: HoldServer) -> None:
+    async with connected() as client, connected() as other, trio.open_nursery() as nursery:
+        await client.hold(file)
+
+        async def wait() -> None:
+            with pytest.raises(Disconnected):
+                await other.hold(file, timeout=None)
+
+        nursery.start_soon(wait)
+        await trio.to_thread.run_sync(server.waits.acquire)
+        await close(other)
+
+
+async def close(client: Any) -> None:
+    """Closes either client; that of trio in its own thread."""
+    if isinstance(client, trio_client.AsyncClient):
+        client.close()
+    else:
+        await client.close()
+
+
+async def test_it_is_known_when_the_server_ends(connected: Any, file: Path, server: HoldServer) -> None:
+    go = threading.Event()
+    server.greet = lambda connection: go.wait() and None
+    async with connected() as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.wait_until_closed)
+        go.set()
+
+
+def test_an_interrupted_call_closes_the_connection(file: Path, server: HoldServer) -> None:
+    """As Ctrl-C does, while the claim of somebody else is waited for."""
+    with sync_client.reach(server.where) as client:
+        client.hold(file)
+        with subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, server.where.socket, file], stdout=subprocess.PIPE
+        ) as waiting:
+            server.waits.acquire()
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.communicate() == (b"closed\n", None)
+
+
+INTERRUPTED = """
+import os, signal, sys
+from exclfs.client.discovery import Server
+from exclfs.client.sync_client import reach
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+client = reach(Server("/mnt", sys.argv[1], os.getuid(), whole=True, st_dev=0))
+try:
+    client.hold(sys.argv[2], timeout=None)
+except KeyboardInterrupt:
+    print("closed" if client.closed else "open")
+"""
+
+
+async def test_a_cancelled_call_closes_the_connection(file: Path, server: HoldServer) -> None:
     asked, let_go = threading.Event(), threading.Event()
 
     def answer(connection: socket.socket) -> None:
@@ -434,14 +445,7 @@ async def test_a_cancelled_call_closes_the_connection(file: Path, server: TestSe
 # --- hold(), with its connection of its own ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def found(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> TestServer:
-    """Every path is taken to be in a mount of the server."""
-    monkeypatch.setattr("exclfs.client.discovery.find", lambda path: server.where)
-    return server
-
-
-def test_hold_ends_with_its_block(found: TestServer, file: Path) -> None:
+def test_hold_ends_with_its_block(found: HoldServer, file: Path) -> None:
     with exclfs.hold(file, holder="me", reason="a test") as hold:
         assert exclfs.holds(file) == (hold,)
         assert exclfs.inuse(file)
@@ -453,18 +457,52 @@ def test_hold_ends_with_its_block(found: TestServer, file: Path) -> None:
     assert not exclfs.inuse(file)
 
 
-def test_hold_ends_when_the_block_fails(found: TestServer, file: Path) -> None:
+def test_hold_takes_several(found: HoldServer, file: Path, directory: Path) -> None:
+    with exclfs.hold([file, directory], claim=False) as holds:
+        assert [hold.path for hold in holds] == [str(file), str(directory)]
+    assert len(found.registry) == 0
+    with exclfs.hold(iter([file])) as holds:
+        assert len(holds) == 1
+    with pytest.raises(exclfs.BadHold), exclfs.hold([]):
+        pass
+
+
+def test_hold_waits(found: HoldServer, file: Path) -> None:
+    def let_go() -> None:
+        found.waits.acquire()
+        assert exclfs.release(file, break_it=True, reason="enough") == (first,)
+
+    with exclfs.hold(file, holder="first") as first:
+        other = threading.Thread(target=let_go)
+        other.start()
+        with exclfs.hold(file, holder="second", timeout=None):
+            assert exclfs.holds(file, holder="first") == ()
+        other.join()
+        with exclfs.hold(file), pytest.raises(exclfs.Held), exclfs.hold(file, timeout=0.01):
+            pass
+
+
+def test_hold_ends_when_the_block_fails(found: HoldServer, file: Path) -> None:
     with pytest.raises(ZeroDivisionError), exclfs.hold(file):
         raise ZeroDivisionError
     assert len(found.registry) == 0
 
 
-def test_hold_is_left_in_peace_when_it_has_ended_before(found: TestServer, file: Path) -> None:
+def test_hold_is_left_in_peace_when_it_has_ended_before(found: HoldServer, file: Path) -> None:
     with exclfs.hold(file) as hold:
         assert exclfs.release(file) == (hold,)
 
 
-async def test_hold_on_trio_ends_with_its_block_also_when_cancelled(found: TestServer, file: Path) -> None:
+async def test_the_functions_of_trio(found: HoldServer, file: Path, directory: Path) -> None:
+    async with trio_client.hold([file, directory]) as holds:
+        assert await trio_client.holds(file) == holds[:1]
+        assert await trio_client.inuse(directory)
+        assert (await trio_client.why(file)).blocked
+        assert await trio_client.release(file, break_it=True, reason="enough") == holds[:1]
+        assert not await trio_client.inuse(file)
+
+
+async def test_hold_on_trio_ends_with_its_block_also_when_cancelled(found: HoldServer, file: Path) -> None:
     async with trio_client.hold(file, holder="me"):
         assert len(found.registry) == 1
     assert len(found.registry) == 0
@@ -490,98 +528,3 @@ def test_the_default_holder_is_the_program(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(sys, "argv", [nameless])
         with open("/proc/self/comm") as comm:
             assert default_holder() == comm.read().strip()
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-
-FORKS = """
-import os, sys
-from exclfs.client.discovery import Server
-from exclfs.client.errors import Disconnected
-from exclfs.client.sync_client import reach
-
-client = reach(Server("/mnt", sys.argv[1], os.getuid(), whole=True))
-(hold,) = client.hold(sys.argv[2])
-child = os.fork()
-if child == 0:
-    try:
-        client.release(hold)
-    except Disconnected:
-        os._exit(7 if client.closed else 8)
-    os._exit(9)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-assert client.holds(sys.argv[2]) == (hold,)
-lasting = os.fork()
-if lasting == 0:
-    os.read(0, 1)  # outlives its parent, without its connection
-    os._exit(0)
-print("held", flush=True)
-os._exit(0)
-"""
-
-
-def test_a_forked_child_keeps_no_hold_alive(server: TestServer, file: Path) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", FORKS, server.where.socket, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == b"held\n"
-        assert parent.wait() == 0
-        server.ended.acquire()
-        assert len(server.registry) == 0
-        assert parent.stdin is not None
-        parent.stdin.close()
-
-
-def test_no_descriptor_is_inherited(server: TestServer, file: Path) -> None:
-    with sync_client.reach(server.where) as client:
-        client.hold(file)
-        assert not os.get_inheritable(client.fileno())
-
-
-KEEPS_NOTHING = """
-import contextlib, os, sys
-from exclfs.client.discovery import Server
-from exclfs.client.sync_client import reach
-
-client = reach(Server("/mnt", sys.argv[1], os.getuid(), whole=True))
-before = os.listdir("/proc/self/fd")
-for _ in range(10):
-    client.end(client.hold(sys.argv[2]))
-    with contextlib.suppress(FileNotFoundError):
-        client.hold([sys.argv[2], sys.argv[2] + "none"])
-    with contextlib.suppress(NotADirectoryError):
-        client.hold([sys.argv[2], sys.argv[2] + "/none"])
-assert os.listdir("/proc/self/fd") == before
-"""
-
-
-def test_no_descriptor_is_left_open(server: TestServer, file: Path) -> None:
-    subprocess.run([sys.executable, "-c", KEEPS_NOTHING, server.where.socket, str(file)], check=True)
-
-
-LIGHT = """
-import sys
-import exclfs
-assert not {"trio", "pyfuse3", "attr", "cattrs", "socket", "rich", "cyclopts"} & set(sys.modules), "exclfs is heavy"
-import exclfs.client.sync_client
-assert not {"trio", "pyfuse3", "rich", "cyclopts", "structlog", "asyncio"} & set(sys.modules), "the client is heavy"
-assert callable(exclfs.holds)
-from exclfs.holds.flags import Flags
-assert callable(exclfs.holds)
-assert exclfs.Flags is Flags
-for name in exclfs.__all__:
-    getattr(exclfs, name)
-    assert name in dir(exclfs)
-try:
-    exclfs.nonsense
-except AttributeError:
-    pass
-else:
-    raise AssertionError
-"""
-
-
-def test_importing_is_light_and_the_public_names_are_there() -> None:
-    subprocess.run([sys.executable, "-c", LIGHT], check=True)

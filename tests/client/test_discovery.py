@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def served_by(uid: int, path: str = "/run/none.sock") -> Server:
-    return Server("/mnt", path, uid, whole=True)
+    return Server("/mnt", path, uid, whole=True, st_dev=0)
 
 
 def test_a_path_outside_any_exclfs_mount(tmp_path: Path) -> None:
