@@ -6,7 +6,6 @@ A hold with CMD is bound to the process of CMD, and not to this one, so that kil
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pwd
 import signal
@@ -17,7 +16,7 @@ from cyclopts import Parameter
 from exclfs import durations
 from exclfs.cli import HOLD_FAILED, advice, command_runner, targets
 from exclfs.cli.advice import Usage, WaitedInVain
-from exclfs.cli.output import say_json, say_now
+from exclfs.cli.output import say_json, say_now, shown, warn
 from exclfs.cli.targets import duration
 from exclfs.cli.watch import follow, following
 from exclfs.client import discovery, sync_client
@@ -29,9 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from exclfs.client.discovery import Server
+    from exclfs.client.sync_client import Client
     from exclfs.holds.hold import Hold
 
-    Place = Callable[..., tuple[Hold, ...]]
+    Place = Callable[[Client, int | None], tuple[Hold, ...]]
+    """Places what was asked for, on this connection, to end with the process of this id."""
 
 FOR_EVER: Final = "forever"
 """The value of --wait where none is typed."""
@@ -102,17 +103,24 @@ def hold(
     timeout = _timeout(wait)
     paths = targets.named(path, listed=listed, null=null, patterns=pattern or (), command="hold")
     server = discovery.find(paths[0])
-    place: Place = functools.partial(
-        sync_client.Client.hold,
-        paths=paths,
-        flags=flags,
-        holder=holder if holder is not None else _default_holder(command),
-        reason=reason,
-        timeout=timeout,
-        ttl=lifetime,
-        until_unmount=until_unmount,
-        persistent=persistent,
-    )
+
+    def place(client: Client, ending: int | None) -> tuple[Hold, ...]:
+        placed = client.hold(
+            paths,
+            flags=flags,
+            holder=holder if holder is not None else _default_holder(command),
+            reason=reason,
+            timeout=timeout,
+            pid=ending,
+            ttl=lifetime,
+            until_unmount=until_unmount,
+            persistent=persistent,
+        )
+        for one in placed:
+            if one.flags != flags:
+                warn(f"hold {one.id} on {shown(one.path)} is no claim: another is, and the mount enforces none")
+        return placed
+
     try:
         if command is not None:
             return _run(server, paths, place, command, as_json=as_json)
@@ -178,7 +186,7 @@ def _leave(server: Server, place: Place, *, pid: int | None, as_json: bool) -> i
     """The hold has an end of its own: it is placed, and that is all."""
     with sync_client.reach(server) as client:
         try:
-            placed = place(client, pid=pid)
+            placed = place(client, pid)
         except ProcessLookupError:
             raise Usage(f"--pid {pid}: there is no such process", "hold") from None
     _tell(placed, as_json=as_json)
@@ -193,7 +201,7 @@ def _run(server: Server, paths: tuple[str, ...], place: Place, command: tuple[st
         sync_client.reach(server) as client,
         client.events(about) as events,
     ):
-        placed = place(client, pid=process.pid)
+        placed = place(client, process.pid)
         client.close()  # it is the process that holds; there may be many, and a user has only so many connections
         if as_json:
             _tell(placed, as_json=True)
@@ -208,7 +216,7 @@ def _stay(server: Server, place: Place, *, as_json: bool) -> int:
         listener.events(own=True) as events,
         sync_client.reach(server) as client,
     ):
-        placed = place(client)
+        placed = place(client, None)
         with contextlib.suppress(_Enough), _ended_by_signals():
             _tell(placed, as_json=as_json)  # whoever reads this may already send the signal
             follow(events, placed)

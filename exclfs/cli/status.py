@@ -49,7 +49,6 @@ def status(mnt: str, /, *, as_json: Annotated[bool, Parameter(name="--json")] = 
 def _facts(told: Status) -> list[list[str]]:
     holders = ", ".join(f"{shown(name)} ({count})" for name, count in sorted(told.holders.items()))
     requests = ", ".join(f"{name} {count}" for name, count in sorted(told.requests.items()) if count)
-    happened = f", and {told.would_have_refused} recorded that were none" if told.would_have_refused else ""
     facts = {
         "mountpoint": told.mountpoint,
         "source": told.source,
@@ -61,8 +60,9 @@ def _facts(told: Status) -> list[list[str]]:
         "passthrough": "yes" if told.passthrough else "no",
         "asks": "always" if told.ask_always else "where something is held",
         "holds": f"{told.holds}{': ' if holders else ''}{holders}",
-        "waiting for one": str(told.waiting),
-        "refusals": f"{told.refusals}{happened}",
+        "waiting": f"{told.waiting} for a claim",
+        "refusals": str(told.refusals),
+        "let happen": f"{told.would_have_refused} in mode warn",
         "requests": requests,
         "without a decision": f"{told.answered_without_a_decision} answered, {told.verdicts_timed_out} timed out",
         "kept": f"{told.inodes} inodes, {told.descriptors} descriptors, {told.connections} connections",

@@ -14,6 +14,7 @@ from exclfs.client import discovery, sync_client
 from exclfs.client.errors import ClientError, NotAMount
 from exclfs.holds.errors import NoSuchHold
 from exclfs.host import mounts
+from exclfs.wire.messages import MAX_OBJECTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +42,7 @@ def named(
         command: the subcommand, for its usage.
 
     Raises:
-        Usage: nothing is named, or a pattern matches nothing.
+        Usage: nothing is named, or too much, or a pattern matches nothing.
         OSError: the list cannot be read.
     """
     found = [*words, *(_lines(listed, b"\0" if null else b"\n") if listed is not None else ())]
@@ -52,7 +53,10 @@ def named(
         found += matches
     if not found:
         raise Usage(f"--from {listed}: it names nothing" if listed is not None else f"{what} is missing", command)
-    return tuple(dict.fromkeys(found))
+    several = tuple(dict.fromkeys(found))
+    if len(several) > MAX_OBJECTS:
+        raise Usage(f"{len(several)} are named, and at most {MAX_OBJECTS} can be at once", command)
+    return several
 
 
 def _lines(file: str, separator: bytes) -> Iterator[str]:

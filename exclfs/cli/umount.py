@@ -14,7 +14,7 @@ from exclfs.cli.advice import StillHeld, Usage
 from exclfs.cli.output import path_to_json, say_json, shown, warn, who
 from exclfs.client import sync_client
 from exclfs.client.errors import NoServer, NotAMount
-from exclfs.holds.lifetime import Close, Connection, Exit
+from exclfs.holds.lifetime import OF_A_PROCESS
 from exclfs.host import mounts
 from exclfs.wire.shapes import hold_to_json
 
@@ -95,9 +95,9 @@ def _refuse_if_held(client: Client, *, as_json: bool) -> None:
 
 
 def _lives(hold: Hold) -> bool:
-    # The server drops what ends with a process when that dies, and an open file when it is closed: such a holder lives.
-    # What ends with a time or the mount has nobody who would notice, and what is in the state file will be back.
-    return any(isinstance(end, Connection | Exit | Close) for end in hold.ends)
+    # The server drops what ends with a process when that dies: such a holder lives. What ends with a time or the mount
+    # has nobody who would notice, and what is in the state file will be back. An open file keeps the mount busy itself.
+    return any(isinstance(end, OF_A_PROCESS) for end in hold.ends)
 
 
 def _end_of_server(stack: contextlib.ExitStack, client: Client | None) -> int | None:

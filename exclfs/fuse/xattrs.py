@@ -38,12 +38,12 @@ class Xattrs:
 
     Args:
         keeper: the holds.
-        explain: a path and its holds in sentences (exclfs.diagnosis.explain).
+        explain: a path, what covers it and its inode in sentences (exclfs.diagnosis.explain).
         socket: the path of the control socket.
     """
 
     keeper: Keeper
-    explain: Callable[[str, Sequence[Hold]], str]
+    explain: Callable[[str, Sequence[Hold], Inode], str]
     socket: str
 
     def get(self, name: bytes, inode: Inode, path: str) -> bytes | None:
@@ -54,7 +54,7 @@ class Xattrs:
             case b"flags":
                 return ",".join(self.keeper.registry.flags(inode).names).encode()
             case b"why":
-                return self.explain(path, self.keeper.covering(inode)).encode(errors="backslashreplace")
+                return self.explain(path, self.keeper.covering(inode), inode).encode(errors="backslashreplace")
             case b"refusals":
                 return refusals_document([refusal for refusal in self.keeper.refusals if refusal.inode == inode])
             case b"hold":

@@ -48,7 +48,7 @@ from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.host import processes
 from exclfs.keeper.authority import Authority
 from exclfs.keeper.deadlines import Deadlines, time_of
-from exclfs.keeper.open_files import opened_by, openings
+from exclfs.keeper.open_files import check_releasable, opened_by, openings
 from exclfs.keeper.queue import Queue, Waiter
 from exclfs.keeper.record import Record
 from exclfs.keeper.wishes import Entrance, Wish
@@ -109,6 +109,7 @@ class Keeper:
         open_files: whose open files are held against other processes.
         store: keeps holds that survive the server; None if there is no state file.
         describe: a process by its pid, as it is now.
+        is_alive: whether a process that was described still runs.
         now: the time; aware, UTC.
         clock: seconds on the clock that decides when a time is over.
     """
@@ -126,6 +127,7 @@ class Keeper:
         open_files: OpenFiles = OpenFiles.NONE,
         store: Store | None = None,
         describe: Callable[..., Process] = processes.describe,
+        is_alive: Callable[[Process], bool] = processes.is_alive,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = boottime,
     ) -> None:
@@ -144,10 +146,13 @@ class Keeper:
         self._mirror = mirror
         self._mountpoint = mountpoint
         self._words = Words(registry, mirror, mountpoint)
-        self._entrance = Entrance(registry, mirror, lambda: self.mode, self._reap, self._record.tell, now)
+        self._entrance = Entrance(
+            registry, mirror, lambda: self.mode, self._may_enter, self._reap, self._record.tell, now
+        )
         self._queue = Queue(self._leave_all)
         self._deadlines = Deadlines(registry)
         self._describe = describe
+        self._is_alive = is_alive
         self._now = now
         self._clock = clock
         self._switching = trio.Lock()
@@ -211,23 +216,30 @@ class Keeper:
             Gone: the last link of an inode has been removed.
             NotPermitted: the requester may not hold one of them, or not as many or for as long.
             BadHold: that is no hold.
+            BadObject: the disk does not say whose one of them is.
+            NoSuchHold: one has ended before anybody could rely on it: it was broken, or what ends it has come.
             NotKept: it could not be written to the state file.
         """
         check_hold(flags, holder.name, reason, ends, self.limits)
         if StateFile() in ends and self.store is None:
             raise BadHold("this mount has no state file; mount it with --state FILE")
         who = credentials or Credentials(requester.uid, requester.uid)
+        above: dict[tuple[Inode, str], tuple[Inode, ...]] = {}
         for index, (inode, path) in enumerate(objects):
             await self.authority.may_place(inode, path, flags, who)
+            if Flags.PIN_PATH in flags:
+                above[inode, path] = await self._words.above(inode, path)
+                await self.authority.may_pin(above[inode, path], path, who)
             await _turn(index)
         if flags & CLAIMS and len({inode for inode, _ in objects}) < len(objects):
             raise BadHold("one object is named twice, and has only one claim to give")
-        wish = Wish(objects, flags, holder, reason, ends)
+        wish = Wish(objects, flags, holder, reason, ends, requester, above)
         placed: tuple[Hold, ...] = ()
         try:
-            placed = await self._enter_or_wait(wish, requester, timeout)
+            placed = await self._enter_or_wait(wish, timeout)
             for index, hold in enumerate(placed):
                 await self._words.raise_for(hold)
+                await self.authority.may_pin(self.registry.pinned(hold), hold.path, who)
                 await _turn(index)
             await self._keep(placed)
             self._must_stand(placed)
@@ -247,18 +259,21 @@ class Keeper:
             self._tell(Locked(self._now(), hold))
         return placed
 
-    async def _enter_or_wait(self, wish: Wish, requester: Process, patience: float) -> tuple[Hold, ...]:
+    async def _enter_or_wait(self, wish: Wish, patience: float) -> tuple[Hold, ...]:
         asked = self._clock()
 
         def enter() -> tuple[Hold, ...]:
-            # For a call that has waited: others may have been served meanwhile, and nothing of its time has passed.
-            self.authority.may_have(requester.uid, self.registry.number_of(requester.uid) + len(wish.objects))
+            # Of the time that is among its ends none passes while it waits.
             ends = (self.time_in(end.deadline - asked) if isinstance(end, Time) else end for end in wish.ends)
             return self._entrance.enter(evolve(wish, ends=tuple(ends)))
 
         if patience > 0 and wish.flags & CLAIMS:
             return await self._queue.wait(Waiter(wish.inodes, enter), patience)
         return enter()
+
+    def _may_enter(self, wish: Wish) -> None:
+        uid = wish.requester.uid
+        self.authority.may_have(uid, self.registry.number_of(uid) + len(wish.objects))
 
     def _kept_out(self, wish: Wish, rival: Hold) -> tuple[Inode, str]:
         """Which of the objects this hold is in the way of: the one that it is on, above or below."""
@@ -295,7 +310,7 @@ class Keeper:
         Raises:
             Gone: its inode is not there any more, or its path is another.
         """
-        above = await self._words.above(hold) if Flags.PIN_PATH in hold.flags else ()
+        above = await self._words.above(hold.inode, hold.path) if Flags.PIN_PATH in hold.flags else ()
         self.registry.restore(hold, above)
         try:
             await self._words.raise_for(hold)
@@ -397,13 +412,14 @@ class Keeper:
 
         Raises:
             NoSuchHold: there is none with one of these ids.
-            NotPermitted: one is somebody else's.
+            NotPermitted: one is somebody else's, or a file that is open.
             NotKept: it could not be taken out of the state file.
         """
         await trio.lowlevel.checkpoint()
         holds: list[Hold] = []
         for name in dict.fromkeys(ids):
             try:
+                check_releasable(name)
                 hold = self.registry.get(name)
                 self.authority.may_end(hold, requester, break_it=break_it)
             except (NoSuchHold, NotPermitted) as error:
@@ -519,7 +535,7 @@ class Keeper:
             return ()
         with suppress(Gone):
             path = os.path.join(self._mountpoint, os.fsdecode(self._mirror.path(inode)))
-            return openings(inode, path, self._mirror, self._describe)
+            return openings(inode, path, self._mirror, self._describe, self._is_alive)
         return ()
 
     # --- refusing -----------------------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import field, frozen
 
-from exclfs.holds.errors import BadHold, Gone, NotPermitted
+from exclfs.holds.errors import BadHold, BadObject, Gone, NotPermitted
 from exclfs.holds.flags import OF_DIRECTORIES, Flags
 from exclfs.holds.lifetime import Connection
 from exclfs.holds.limits import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from exclfs.holds.hold import Hold, Inode
     from exclfs.holds.holder import Credentials, Process
     from exclfs.keeper.words import Mirror
@@ -62,22 +64,48 @@ class Authority:
             raise NotPermitted(f"a hold may last {self.limits.ttl:g} s at most, not {ttl:g} s; renew it before it ends")
 
     async def may_place(self, inode: Inode, path: str, flags: Flags, who: Credentials) -> None:
-        """Accepts that this user places a hold with these flags. May wait for a disk.
+        """Accepts that this user places a hold with these flags; of PIN_PATH see `may_pin`. May wait for a disk.
 
         Raises:
             NotPermitted: they may not.
             BadHold: what the flags want has to be a directory.
+            BadObject: the disk does not say whose it is.
             Gone: the inode is not there any more.
         """
+        try:
+            await self._may_place(inode, path, flags, who)
+        except OSError as error:
+            raise BadObject(f"{path}: {error.strerror}") from error
+
+    async def _may_place(self, inode: Inode, path: str, flags: Flags, who: Credentials) -> None:
         attributes = self.mirror.attributes(inode)
         if flags & OF_DIRECTORIES and not stat.S_ISDIR(attributes.mode):
             raise BadHold(f"{path} is not a directory, which {', '.join((flags & OF_DIRECTORIES).names)} needs")
+        if who.uid not in (0, attributes.uid):
+            await trio.to_thread.run_sync(partial(self._by_right_or_group, inode, path, flags, who))
+
+    async def may_pin(self, above: Sequence[Inode], path: str, who: Credentials) -> None:
+        """Accepts that this user pins a path: they may rename every directory on it. May wait for a disk.
+
+        Args:
+            above: the directories on it, the root last, which nobody can rename.
+            path: for what is said.
+            who: asks.
+
+        Raises:
+            NotPermitted: they may not.
+            BadObject: the disk does not say whose they are.
+            Gone: one of them is not there any more.
+        """
         if who.uid == 0:
             return
-        if who.uid != attributes.uid:
-            await trio.to_thread.run_sync(partial(self._by_right_or_group, inode, path, flags, who))
-        if Flags.PIN_PATH in flags:
-            await trio.to_thread.run_sync(partial(self._may_move_what_is_above, inode, path, who))
+        for directory in above[:-1]:
+            try:
+                may = await trio.to_thread.run_sync(self._may_remove, directory, who)
+            except OSError as error:
+                raise BadObject(f"{path}: {error.strerror}") from error
+            if not may:
+                raise NotPermitted(f"PIN_PATH on {path} needs the right to rename every directory above it")
 
     def _by_right_or_group(self, inode: Inode, path: str, flags: Flags, who: Credentials) -> None:
         attributes = self.mirror.attributes(inode)
@@ -89,11 +117,6 @@ class Authority:
                 return
             raise NotPermitted(f"{path} can be held by who can read it, and you cannot")
         raise NotPermitted(f"only root, the owner of {path} and who may remove it may hold it")
-
-    def _may_move_what_is_above(self, inode: Inode, path: str, who: Credentials) -> None:
-        for directory in self.mirror.ancestors(inode)[:-1]:  # nobody can rename the root
-            if not self._may_remove(directory, who):
-                raise NotPermitted(f"PIN_PATH on {path} needs the right to rename every directory above it")
 
     def _may_remove(self, inode: Inode, who: Credentials) -> bool:
         """Write and search on the parent, and the sticky rule (unlink(2), EPERM)."""
@@ -139,5 +162,5 @@ class Authority:
                 return False
             above = self.mirror.ancestors(hold.inode)
             return bool(above) and self.mirror.attributes(above[0]).uid == requester.uid
-        except Gone:
+        except (Gone, OSError):
             return False

@@ -7,12 +7,14 @@ is held by nobody who could be named, and so not at all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from exclfs.holds.errors import NotPermitted
 from exclfs.holds.flags import Flags
 from exclfs.holds.hold import Hold
 from exclfs.holds.holder import Holder
 from exclfs.holds.lifetime import Close
+from exclfs.host.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,17 @@ if TYPE_CHECKING:
     from exclfs.keeper.words import Mirror
 
 
-def openings(inode: Inode, path: str, mirror: Mirror, describe: Callable[..., Process]) -> tuple[Hold, ...]:
+PREFIX: Final = "open-"
+"""What the id of such a hold begins with."""
+
+
+def openings(
+    inode: Inode,
+    path: str,
+    mirror: Mirror,
+    describe: Callable[..., Process],
+    is_alive: Callable[[Process], bool],
+) -> tuple[Hold, ...]:
     """One hold for each living process that has the inode open, since it opened it first.
 
     Raises:
@@ -32,12 +44,13 @@ def openings(inode: Inode, path: str, mirror: Mirror, describe: Callable[..., Pr
     holds = []
     for opener in reversed(first.values()):
         process = describe(opener.pid, uid=opener.uid)
-        if process.start_time != opener.start_time:
+        # A child may have inherited it of one that has died, which may not even have been waited for.
+        if process.start_time != opener.start_time or not is_alive(process):
             continue
-        name = process.comm or f"pid {opener.pid}"
+        name = printable(process.comm) if process.comm else f"pid {opener.pid}"
         holds.append(
             Hold(
-                id=f"open-{opener.pid}-{inode.ino}",
+                id=f"{PREFIX}{opener.pid}-{inode.ino}",
                 inode=inode,
                 path=path,
                 flags=Flags.NO_REMOVE,
@@ -48,6 +61,16 @@ def openings(inode: Inode, path: str, mirror: Mirror, describe: Callable[..., Pr
             )
         )
     return tuple(holds)
+
+
+def check_releasable(id: str) -> None:
+    """Accepts the id of a hold that was placed.
+
+    Raises:
+        NotPermitted: it is a file that is open; `why` says what ends that.
+    """
+    if id.startswith(PREFIX):
+        raise NotPermitted(f"{id} is a file that is open: it cannot be released, and ends when the file is closed")
 
 
 def opened_by(hold: Hold, process: Process) -> bool:

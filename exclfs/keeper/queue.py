@@ -70,6 +70,7 @@ class Queue:
                 await waiter.served.wait()
             if not waiter.served.is_set():
                 raise self._in_the_way_of(waiter)
+            await trio.lowlevel.checkpoint_if_cancelled()  # in the moment in which it was served
         except BaseException:
             self._give_back(waiter.placed)
             raise

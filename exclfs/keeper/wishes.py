@@ -16,12 +16,12 @@ from exclfs.holds.flags import CLAIMS, Flags
 from exclfs.holds.mode import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from exclfs.holds.events import Event
     from exclfs.holds.hold import Hold, Inode
-    from exclfs.holds.holder import Holder
+    from exclfs.holds.holder import Holder, Process
     from exclfs.holds.lifetime import End
     from exclfs.holds.registry import Registry
     from exclfs.keeper.words import Mirror
@@ -37,6 +37,9 @@ class Wish:
     holder: Holder
     reason: str
     ends: tuple[End, ...]
+    requester: Process
+    above: Mapping[tuple[Inode, str], tuple[Inode, ...]]
+    """Of an object whose path is to be pinned the directories that the requester may pin."""
 
     @property
     def inodes(self) -> frozenset[Inode]:
@@ -52,6 +55,8 @@ class Entrance:
     mirror: Mirror
     mode: Callable[[], Mode]
     """Whether conflicts are enforced now."""
+    may_enter: Callable[[Wish], None]
+    """Accepts that its requester has as many holds more. Raises NotPermitted."""
     reap: Callable[[Iterable[Hold]], bool]
     """Drops those that are over; whether there were any."""
     tell: Callable[[Event], None]
@@ -62,10 +67,12 @@ class Entrance:
 
         Raises:
             Held: a claim is in the way.
+            NotPermitted: nothing is in the way, but these are too many.
             Gone: nobody knows an inode any more.
         """
         while self._reaped_what_is_in_the_way_of(wish):
             pass  # who waited for that has come in meanwhile, and may be over as well
+        self.may_enter(wish)
         placed: list[Hold] = []
         try:
             for inode, path in wish.objects:
@@ -96,13 +103,14 @@ class Entrance:
 
     def _place(self, inode: Inode, path: str, wish: Wish) -> Hold:
         above, below = self._around(inode, wish)
+        above = wish.above.get((inode, path), above)
         flags = wish.flags
         if self.mode() is not Mode.ENFORCE:
             conflict = self._conflict(inode, wish, above, below)
             if conflict is not None:
                 flags &= ~CLAIMS  # it is told, and is none
                 if self.mode() is Mode.WARN:
-                    self.tell(LockFailed(self.now(), path, inode, wish.holder.process, conflict))
+                    self.tell(LockFailed(self.now(), path, inode, wish.requester, conflict))
         return self.registry.trylock(
             inode,
             path=path,

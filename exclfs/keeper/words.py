@@ -92,7 +92,7 @@ class Words:
                 with suppress(Gone):  # then the way does not lead through it
                     await self._raise(directory)
             # Every bit is set: from here on no rename changes the way. One that was in flight may have.
-            above = await self.above(hold)
+            above = await self.above(hold.inode, hold.path)
             before = self._registry.pinned(hold)
             if above == before or not before:  # as it is once the hold has ended
                 return
@@ -101,16 +101,16 @@ class Words:
                 self.lower(directory)
         raise Gone(hold.inode)
 
-    async def above(self, hold: Hold) -> tuple[Inode, ...]:
-        """The directories on the path of this hold, its parent first, each looked up anew.
+    async def above(self, inode: Inode, path: str) -> tuple[Inode, ...]:
+        """The directories on the path of this inode, its parent first, each looked up anew.
 
         Raises:
             Gone: the path does not lead to the inode any more.
         """
-        path = hold.path.removeprefix(self._mountpoint).lstrip("/")
-        found, *above = await trio.to_thread.run_sync(self._mirror.way, os.fsencode(path)) or (None,)
-        if found != hold.inode:
-            raise Gone(hold.inode)
+        name = os.fsencode(path.removeprefix(self._mountpoint).lstrip("/"))
+        found, *above = await trio.to_thread.run_sync(self._mirror.way, name) or (None,)
+        if found != inode:
+            raise Gone(inode)
         return tuple(above)
 
     async def _raise(self, inode: Inode) -> None:
@@ -130,12 +130,12 @@ class Words:
         finally:
             del self._being_set[inode]
             done.set()
-            self.lower(inode, at_most=word)
+            self.lower(inode)
 
-    def lower(self, inode: Inode, at_most: int = -1) -> None:
+    def lower(self, inode: Inode) -> None:
         """Clears what no hold wants any more. Clearing never waits."""
         if inode in self._being_set:
             return  # it is lowered when that is done
         # Where it would have to wait, a hold has entered whose bits are still to be set; this is done with them.
         with suppress(Gone, BlockingIOError):
-            self._mirror.set_word(inode, self._registry.word(inode) & at_most, wait=False)
+            self._mirror.set_word(inode, self._registry.word(inode), wait=False)

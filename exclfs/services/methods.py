@@ -195,5 +195,5 @@ class Methods:
         """The objects that are named; of a call that may last, without leaving our mount busy meanwhile."""
         found = await self.objects.find(objects, self.peer.credentials, passed)
         if lasting:
-            await self.objects.keep(found, passed)
+            self.objects.keep(found, passed)
         return found

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from exclfs.holds.hold import Hold, Inode
     from exclfs.holds.holder import Credentials
-    from exclfs.mirror import Identity
     from exclfs.services.descriptors import Passed
     from exclfs.wire.messages import Object
 
@@ -49,14 +48,11 @@ class Mirror(Protocol):
     def resolve(self, path: bytes, uid: int, gid: int, groups: Sequence[int], /) -> Inode:
         """The inode that this user finds by this path, relative to the root. Raises OSError. May wait for a disk."""
 
-    def identity(self, inode: Inode, /) -> Identity:
-        """What tells this inode from every other. Raises Gone."""
-
-    def restore(self, identity: Identity, /) -> Inode:
-        """Finds that very inode. Raises Gone, OSError. May wait for a disk."""
+    def keep(self, inode: Inode, /) -> None:
+        """Has the mirror know the inode until `release`. Raises Gone."""
 
     def release(self, inode: Inode, /) -> None:
-        """Ends what `resolve` or `restore` began: the mirror may forget the inode."""
+        """Ends what `resolve` or `keep` began: the mirror may forget the inode."""
 
     def path(self, inode: Inode, /) -> bytes:
         """A path of this inode, relative to the root. Raises Gone."""
@@ -108,7 +104,7 @@ class Objects:
                 await trio.lowlevel.checkpoint()
         return found
 
-    async def keep(self, found: Iterable[Found], passed: Passed) -> None:
+    def keep(self, found: Iterable[Found], passed: Passed) -> None:
         """Has the mirror know these until the call is over, and closes the descriptors that came with it.
 
         A descriptor of our own mount would keep it busy (umount(2), EBUSY) for as long as the call lasts.
@@ -116,7 +112,10 @@ class Objects:
         Raises:
             Gone: one of them is not there any more.
         """
-        await self._look_up(partial(self._keep, [one.inode for one in found], self._known(passed.after)))
+        known = self._known(passed.after)
+        for one in found:
+            self.mirror.keep(one.inode)
+            known.append(one.inode)
         passed.close()
 
     async def reachable(self, holds: Iterable[Hold], who: Credentials) -> frozenset[str]:
@@ -171,17 +170,6 @@ class Objects:
             known.append(inode)
             found.append(Found(inode, absolute))
         return found
-
-    def _keep(self, inodes: Iterable[Inode], known: list[Inode]) -> None:
-        for inode in inodes:
-            trio.from_thread.check_cancelled()
-            try:
-                kept = self.mirror.restore(self.mirror.identity(inode))
-            except OSError as error:
-                raise Gone(inode) from error
-            known.append(kept)
-            if kept != inode:
-                raise Gone(inode)
 
     def _known(self, after: ExitStack) -> list[Inode]:
         """Whatever is put in here is released when the call is over."""

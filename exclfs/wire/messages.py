@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from attrs import field, frozen
 
@@ -20,9 +20,6 @@ from exclfs.holds.flags import Flags
 from exclfs.holds.hold import Hold
 from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.wire.shapes import VERSION
-
-if TYPE_CHECKING:
-    from collections.abc import Sized
 
 Reply = TypeVar("Reply")
 
@@ -131,9 +128,9 @@ def _check_ttl(ttl: float) -> None:
         raise BadHold(f"a hold cannot end after {ttl:g} seconds")
 
 
-def _check_number(what: str, named: Sized) -> None:
-    if len(named) > MAX_OBJECTS:
-        raise BadObject(f"{len(named)} {what} in one call; at most {MAX_OBJECTS} are allowed")
+def _check_number(what: str, number: int, most: int = MAX_OBJECTS) -> None:
+    if number > most:
+        raise BadObject(f"{number} {what} in one call; at most {most} are allowed")
 
 
 def _no_longer_than_for_ever(seconds: float | None) -> float | None:
@@ -172,7 +169,8 @@ class HoldCall(Call[HoldReply]):
 
     def __attrs_post_init__(self) -> None:
         """Refuses what is more than one call may ask."""
-        _check_number("objects", self.objects)
+        _check_number("objects", len(self.objects))
+        _check_number("descriptors", sum(each.fd is not None for each in self.objects), MAX_DESCRIPTORS)
         if self.wait is not None and not self.wait >= 0:
             raise BadHold(f"{self.wait:g} seconds cannot be waited")
 
@@ -200,7 +198,7 @@ class ReleaseCall(Call[ReleaseReply]):
         """Refuses what names nothing, or two things, or too many."""
         if (self.ids is None) == (self.object is None):
             raise BadObject("what to release is named by one of ids and object")
-        _check_number("ids", self.ids or ())
+        _check_number("ids", len(self.ids or ()))
 
 
 @frozen
@@ -221,7 +219,7 @@ class RenewCall(Call[RenewReply]):
 
     def __attrs_post_init__(self) -> None:
         """Refuses what is more than one call may ask."""
-        _check_number("ids", self.ids)
+        _check_number("ids", len(self.ids))
         _check_ttl(self.ttl)
 
 

@@ -7,16 +7,17 @@ import pytest
 from attrs import evolve
 
 from exclfs.diagnosis import blocked_by, explain, why
-from exclfs.holds.flags import DEFAULT, Flags
+from exclfs.holds.flags import DEFAULT, Flags, Place
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
-from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.holds.lifetime import Close, Connection, Exit, StateFile, Time, Unmount
 
 if TYPE_CHECKING:
     from exclfs.holds.lifetime import End
 
 NOW = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
 PATH = "/mnt/cache/x"
+BELOW, ABOVE = Inode(1, 3), Inode(1, 1)
 
 
 def hold(
@@ -53,6 +54,22 @@ def test_another_day_has_its_date() -> None:
         (Flags.NO_REMOVE, ("unlink", "rmdir", "rename"), "It refuses unlink, rmdir and rename."),
         (Flags.KERNEL_FILE, ("rmdir",), "It refuses rmdir."),
         (Flags.EXCL_INUSE, (), "It refuses other claims, and no removal."),
+        (Flags.EXCL_SUBTREE, (), "It refuses other claims, here and below, and no removal."),
+        (
+            Flags.NO_REMOVE_BELOW,
+            ("unlink", "rmdir", "rename"),
+            "It refuses unlink, rmdir and rename, here and of every name below.",
+        ),
+        (
+            Flags.PIN_PATH,
+            ("unlink", "rmdir", "rename"),
+            "It refuses unlink, rmdir and rename, and rename of every directory above.",
+        ),
+        (
+            Flags.PIN_PATH | Flags.NO_REMOVE_BELOW,
+            ("unlink", "rmdir", "rename"),
+            "It refuses unlink, rmdir and rename, here and of every name below, and rename of every directory above.",
+        ),
     ],
 )
 def test_says_what_each_flag_refuses(flags: Flags, blocks: tuple[str, ...], sentence: str) -> None:
@@ -65,6 +82,52 @@ def test_says_what_each_flag_refuses(flags: Flags, blocks: tuple[str, ...], sent
 def test_says_of_a_hard_link_by_which_name_it_is_held() -> None:
     (cause,) = why("/mnt/cache/link", [hold()], now=NOW)
     assert cause.text.startswith('"/mnt/cache/link" is held, as "/mnt/cache/x", by backup (pid 4711, rsync) since ')
+
+
+@pytest.mark.parametrize(
+    ("flags", "blocks", "sentence"),
+    [
+        (Flags.NO_REMOVE_BELOW, ("unlink", "rmdir", "rename"), "It refuses unlink, rmdir and rename."),
+        (Flags.EXCL_SUBTREE | Flags.NO_REMOVE, (), "It refuses other claims, and no removal."),
+    ],
+)
+def test_says_of_a_hold_from_above_what_it_refuses_down_here(
+    flags: Flags, blocks: tuple[str, ...], sentence: str
+) -> None:
+    (cause,) = why("/mnt/cache/x/y", [hold(flags=flags)], BELOW, now=NOW)
+    assert cause.blocks == blocks == blocked_by(hold(flags=flags), Place.BELOW)
+    assert cause.text.startswith(
+        '"/mnt/cache/x/y" is held by backup (pid 4711, rsync), who covers it from above as "/mnt/cache/x", since '
+    )
+    assert sentence in cause.text
+
+
+@pytest.mark.parametrize("flags", [Flags.PIN_PATH, Flags.PIN_PATH | Flags.NO_REMOVE_BELOW])
+@pytest.mark.parametrize("path", ["/mnt/cache", "/"])
+def test_says_of_a_pin_what_it_refuses_up_here(flags: Flags, path: str) -> None:
+    (cause,) = why(path, [hold(flags=flags)], ABOVE, now=NOW)
+    assert cause.blocks == ("rename",) == blocked_by(hold(flags=flags), Place.ABOVE)
+    assert cause.text.startswith(
+        f'"{path}" is held by backup (pid 4711, rsync), who pins the path of "/mnt/cache/x", since 13:02:15 UTC: '
+    )
+    assert "It refuses rename. " in cause.text
+
+
+def test_a_pin_that_covers_what_is_below_is_told_as_such_there() -> None:
+    (cause,) = why("/mnt/cache/x/y", [hold(flags=Flags.PIN_PATH | Flags.NO_REMOVE_BELOW)], BELOW, now=NOW)
+    assert 'who covers it from above as "/mnt/cache/x", since' in cause.text
+    assert cause.blocks == ("unlink", "rmdir", "rename")
+
+
+def test_an_open_file_is_told_as_one() -> None:
+    opened = hold(flags=Flags.NO_REMOVE, name="rsync", reason="opened by pid 4711 (rsync)", ends=(Close(),))
+    (cause,) = why(PATH, [opened], opened.inode, now=NOW)
+    assert cause.text == (
+        '"/mnt/cache/x" is open: opened by rsync (pid 4711) since 13:02:15 UTC. '
+        "It refuses unlink, rmdir and rename by other processes. "
+        "It ends when the file is closed."
+    )
+    assert (cause.kind, cause.blocks) == ("open file", ("unlink", "rmdir", "rename"))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +152,10 @@ def test_without_a_reason_there_is_none() -> None:
     ("ends", "words"),
     [
         ((Unmount(),), "It ends at unmount;"),
+        ((Exit(4711, 5),), "It ends when pid 4711 exits;"),
+        ((Time(NOW),), "It ends at 18:00:00 UTC;"),
+        ((Time(NOW.replace(day=29)),), "It ends at 2026-11-29 18:00:00 UTC;"),
+        ((StateFile(),), "It ends when it is released (it is kept in the state file);"),
         ((Connection(1), Unmount()), "It ends when the holder's connection closes or at unmount;"),
     ],
 )

@@ -86,10 +86,20 @@ INIT: Final = struct.Struct("=5I44x")
 """struct fuse_init_in: major, minor, max_readahead, flags, flags2, unused."""
 
 
-def message(op: int, nodeid: int = ROOT, body: bytes = b"", *, unique: int = 1, extensions: int = 0) -> bytes:
+def message(
+    op: int,
+    nodeid: int = ROOT,
+    body: bytes = b"",
+    *,
+    unique: int = 1,
+    extensions: int = 0,
+    pid: int = 0,
+    uid: int | None = None,
+) -> bytes:
     """A request as read(2) on /dev/fuse gives it; `extensions` of its bytes are at its end, in units of eight."""
     size = HEADER.size + len(body)
-    return HEADER.pack(size, op, unique, nodeid, os.geteuid(), os.getegid(), 0, extensions, 0) + body
+    uid = os.geteuid() if uid is None else uid
+    return HEADER.pack(size, op, unique, nodeid, uid, os.getegid(), pid, extensions, 0) + body
 
 
 @frozen
@@ -110,10 +120,13 @@ class Kernel:
         self._last = 0
         self._replies: dict[int, tuple[int, bytes]] = {}
 
-    def ask(self, op: int, nodeid: int = ROOT, body: bytes = b"") -> int:
-        """Sends a request without waiting for its reply; gives the number that the reply will have."""
+    def ask(self, op: int, nodeid: int = ROOT, body: bytes = b"", *, pid: int = 0, uid: int | None = None) -> int:
+        """Sends a request without waiting for its reply; gives the number that the reply will have.
+
+        It is the request of this thread and this user; of nobody that could be named, and of the test's own user.
+        """
         self._last += 2  # as the kernel counts
-        self._device.send(message(op, nodeid, body, unique=self._last))
+        self._device.send(message(op, nodeid, body, unique=self._last, pid=pid, uid=uid))
         return self._last
 
     def reply(self, unique: int) -> bytes:
@@ -175,8 +188,16 @@ class Question:
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths below the root."""
+        return tuple(os.fsdecode(path) for _, path in self._names())
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """The nodeids of the directories that have the names."""
+        return tuple(int(parent) for parent, _ in self._names())
+
+    def _names(self) -> list[tuple[bytes, bytes]]:
         names = self.body[16:] if self.op == Op.RENAME2 else self.body
-        return tuple(os.fsdecode(name) for name in names.removesuffix(b"\0").split(b"\0"))
+        return [(name.partition(b"/")[0], name.partition(b"/")[2]) for name in names.removesuffix(b"\0").split(b"\0")]
 
     @property
     def second_nodeid(self) -> int:

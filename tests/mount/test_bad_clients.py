@@ -60,7 +60,6 @@ def hold(**changed: Any) -> dict[str, Any]:
         "flags": ["NO_REMOVE"],
         "holder": "bad",
         "reason": "",
-        "until_unmount": False,
         **changed,
     }
 
@@ -103,7 +102,7 @@ def test_what_is_not_varlink_gets_one_error_and_the_end(mounted: Mounted, kind: 
         ("org.exclfs.Hold", {}, "org.varlink.service.InvalidParameter"),
         ("org.exclfs.Hold", hold(holder=1), "org.varlink.service.InvalidParameter"),
         ("org.exclfs.Hold", hold(flags="NO_REMOVE"), "org.varlink.service.InvalidParameter"),
-        ("org.exclfs.Hold", hold(until_unmount=0), "org.varlink.service.InvalidParameter"),
+        ("org.exclfs.Hold", hold(lifetime={"unmount": 0}), "org.varlink.service.InvalidParameter"),
         ("org.exclfs.Hold", hold(objects=[{"fd": True}]), "org.varlink.service.InvalidParameter"),
         ("org.exclfs.Hold", hold(objects=[{"path": {"bytes": "?"}}]), "org.varlink.service.InvalidParameter"),
         ("org.exclfs.Hold", hold(flags=["NONSENSE"]), "org.exclfs.UnknownFlag"),
@@ -119,7 +118,7 @@ def test_what_is_not_varlink_gets_one_error_and_the_end(mounted: Mounted, kind: 
         ("org.exclfs.Hold", hold(objects=[{"path": "a\0b"}]), "org.exclfs.BadObject"),
         ("org.exclfs.Hold", hold(objects=[{"path": "x" * 5000}]), "org.exclfs.BadObject"),
         ("org.exclfs.Release", {"break_it": True}, "org.exclfs.BadObject"),
-        ("org.exclfs.Release", {"break_it": True, "id": "h0"}, "org.exclfs.NoSuchHold"),
+        ("org.exclfs.Release", {"break_it": True, "ids": ["h0"]}, "org.exclfs.NoSuchHold"),
     ],
 )
 def test_a_wrong_call_gets_its_error_and_the_next_its_answer(

@@ -75,7 +75,11 @@ def test_every_kind_of_object_answers(mounted: Mounted, kind: str) -> None:
         (hold,) = read(path, f"{prefix}holders")["holds"]
         assert ids([hold])
         assert (hold["path"], hold["inode"]) == (str(path), os.lstat(path).st_ino)
-        assert (hold["holder"]["name"], hold["reason"], hold["ends"]) == ("us", "because", ["unmount"])
+        assert (hold["holder"]["name"], hold["reason"], hold["ends"]) == (
+            "us",
+            "because",
+            [{"kind": "unmount", "pid": None, "at": None}],
+        )
         assert get(path, f"{prefix}flags") == b"EXCL_INUSE,NO_REMOVE"
         assert b"is held by us" in get(path, f"{prefix}why")
         assert read(path, f"{prefix}hold") == read(path, f"{prefix}holders")
@@ -259,7 +263,7 @@ def test_a_claim_that_is_taken_is_busy(mounted: Mounted) -> None:
 
 def test_who_may_place_and_who_may_remove(mounted: Mounted) -> None:
     mounted.expect("unlock_bad", "broken", "refused")
-    os.chmod(mounted.backing, 0o777)
+    os.chmod(mounted.backing, 0o755)  # nobody else may remove what is in it
     path = mounted.setup("directory")
     os.chown(path, ALICE.uid, ALICE.gid)
     os.chmod(path, 0o777)  # that all may write in it does not make it everybody's to hold

@@ -10,12 +10,27 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 
-from exclfs.holds.events import Broken, Event, Locked, LockFailed, Reaped, Refused, UnlockBad, Unlocked
+from exclfs.holds.events import (
+    EVENTS,
+    Broken,
+    Event,
+    Expired,
+    Locked,
+    LockFailed,
+    ModeChanged,
+    Orphaned,
+    Reaped,
+    Refused,
+    UnlockBad,
+    Unlocked,
+)
 from exclfs.holds.flags import DEFAULT, Operation
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
-from exclfs.holds.lifetime import Unmount
+from exclfs.holds.lifetime import Connection, Exit, StateFile, Time, Unmount
+from exclfs.holds.mode import Mode
 from exclfs.host.names import quoted
 from exclfs.services import log_sinks
 from exclfs.services.event_log import EventLog, open_log
@@ -119,20 +134,48 @@ def test_no_name_forges_a_line(path: str, logger: logging.Logger) -> None:
     assert written_path[1] == (path if path in ("/é", "") else quoted(path))
 
 
-@pytest.mark.parametrize(
-    ("event", "expected"),
-    [
-        (Locked(AT, hold()), {"event": "locked", "level": "info", "flags": "EXCL_INUSE,NO_REMOVE", "holder": "backup"}),
-        (LockFailed(AT, "/mnt/x", INODE, CLEANER, hold()), {"event": "lock_failed", "requester_pid": "99"}),
-        (Unlocked(AT, hold()), {"event": "unlocked", "holder_id": "h-backup"}),
-        (UnlockBad(AT, "h9", CLEANER, "not yours"), {"event": "unlock_bad", "id": "h9", "why": "not yours"}),
-        (Reaped(AT, hold()), {"event": "reaped", "path": "/mnt/x"}),
-        (Broken(AT, hold(), CLEANER), {"event": "broken", "requester_comm": "find", "holder": "backup"}),
-    ],
-)
-def test_every_event_has_its_line(event: Event, expected: dict[str, str], logger: logging.Logger) -> None:
+LINES: list[tuple[Event, str, dict[str, str]]] = [
+    (Locked(AT, hold()), "info", {"flags": "EXCL_INUSE,NO_REMOVE", "holder": "backup", "ends": "unmount"}),
+    (LockFailed(AT, "/mnt/x", INODE, CLEANER, hold()), "info", {"requester_pid": "99", "holder": "backup"}),
+    (Unlocked(AT, hold()), "info", {"holder_id": "h-backup"}),
+    (UnlockBad(AT, "h9", CLEANER, "not yours"), "warning", {"id": "h9", "why": "not yours"}),
+    (refused(), "warning", {"op": "rmdir", "enforced": "yes"}),
+    (Reaped(AT, hold()), "info", {"path": "/mnt/x"}),
+    (Expired(AT, hold()), "info", {"path": "/mnt/x"}),
+    (
+        Broken(AT, hold(), CLEANER, "it hangs"),
+        "warning",
+        {"requester_comm": "find", "holder": "backup", "reason": "it hangs"},
+    ),
+    (Orphaned(AT, hold()), "warning", {"path": "/mnt/x", "holder": "backup"}),
+    (
+        ModeChanged(AT, Mode.ENFORCE, Mode.WARN, CLEANER),
+        "warning",
+        {"before": "enforce", "after": "warn", "requester_pid": "99"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "level", "expected"), LINES)
+def test_every_event_has_its_line(event: Event, level: str, expected: dict[str, str], logger: logging.Logger) -> None:
     fields = values(written(event, logger))
+    assert (fields["event"], fields["level"]) == (event.name, level)
     assert {key: fields[key] for key in expected} == expected
+
+
+def test_every_event_that_there_is_was_tried() -> None:
+    assert [type(event) for event, _, _ in LINES] == list(EVENTS)
+
+
+def test_what_was_only_recorded_says_so(logger: logging.Logger) -> None:
+    fields = values(written(evolve(refused(), enforced=False), logger))
+    assert (fields["event"], fields["level"], fields["enforced"]) == ("refused", "warning", "no")
+
+
+def test_a_hold_that_is_placed_says_what_will_end_it(logger: logging.Logger) -> None:
+    ends = (Connection(1), Exit(4711, 5, "boot"), Time(AT), StateFile())
+    fields = values(written(Locked(AT, evolve(hold(), ends=ends)), logger))
+    assert fields["ends"] == "connection,process:4711,time:2026-11-22T13:02:15.250000Z,state-file"
 
 
 def test_a_sink_that_blocks_delays_nobody_and_what_is_lost_is_told(logger: logging.Logger) -> None:

@@ -12,39 +12,48 @@ import varlink
 from varlink import scanner
 
 from exclfs._version import __version__
-from exclfs.holds.events import Refused
+from exclfs.holds.events import EVENTS, Event, Refused
 from exclfs.holds.flags import Flags, Operation
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
 from exclfs.holds.lifetime import End, Unmount
+from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.wire import messages
 from exclfs.wire.description import INTERFACES, describe, info
+from exclfs.wire.envelope import read_call
 from exclfs.wire.errors import TABLE, InterfaceNotFound
-from exclfs.wire.shapes import HolderRecord, HoldRecord, ProcessRecord, event_from_json, event_to_json
+from exclfs.wire.shapes import EndRecord, HolderRecord, HoldRecord, ProcessRecord, event_from_json, event_to_json
 
 RECORDS: dict[str, type] = {
     "Object": messages.Object,
     "Holder": HolderRecord,
+    "End": EndRecord,
     "HoldRecord": HoldRecord,
+    "Lifetime": messages.Lifetime,
     "Cause": messages.Cause,
     "Requester": ProcessRecord,
     "MountStatus": messages.Status,
 }
-"""The attrs class of every type of the text, but Refusal, which is an event."""
+"""The attrs class of every type of the text, but Refusal and Event, which are events."""
 
 NAMES: dict[Any, str] = {
     str: "string",
     int: "int",
+    float: "float",
     bool: "bool",
     datetime: "string",
     Operation: "string",
-    End: "string",
+    Mode: "string",
+    OpenFiles: "string",
+    End: "End",
     Flags: "[]string",
     Hold: "HoldRecord",
     Holder: "Holder",
     Process: "Requester",
     Refused: "Refusal",
+    Event: "Event",
     messages.Object: "Object",
+    messages.Lifetime: "Lifetime",
     messages.Cause: "Cause",
     messages.Status: "MountStatus",
 }
@@ -84,6 +93,8 @@ def in_text(parsed: Any) -> str:
             return "bool"
         case int():
             return "int"
+        case float():
+            return "float"
         case str():
             return "string"
     raise AssertionError(f"{parsed} is not used in the text")
@@ -106,21 +117,27 @@ def members(interface: str, kind: type) -> dict[str, Any]:
 
 def test_every_type_has_the_fields_of_its_class_in_its_order() -> None:
     parsed = members("org.exclfs", scanner._Alias)
-    del parsed["Refusal"]
+    del parsed["Refusal"], parsed["Event"]
     assert {name: list(fields_in_text(alias.type).items()) for name, alias in parsed.items()} == {
         name: list(fields_in_python(shape).items()) for name, shape in RECORDS.items()
     }
 
 
 def test_a_refusal_has_the_fields_of_the_event() -> None:
-    fields = fields_in_python_of_the_event()
-    assert fields_in_text(members("org.exclfs", scanner._Alias)["Refusal"].type) == fields
+    assert fields_in_text(members("org.exclfs", scanner._Alias)["Refusal"].type) == fields_of_event(Refused)
 
 
-def fields_in_python_of_the_event() -> dict[str, str]:
-    hints = get_type_hints(Refused)
+def test_an_event_has_every_field_of_every_event() -> None:
+    common, others = {"event": "string", "at": "string"}, {}
+    for event in EVENTS:
+        others |= {name: f"?{kind}" for name, kind in fields_of_event(event).items() if name not in common}
+    assert fields_in_text(members("org.exclfs", scanner._Alias)["Event"].type) == common | others
+
+
+def fields_of_event(event: type[Event]) -> dict[str, str]:
+    hints = get_type_hints(event)
     fields = {"event": "string"}
-    for field in attrs.fields(Refused):
+    for field in attrs.fields(event):
         fields |= (
             {"dev": "int", "inode": "int"} if field.name == "inode" else {field.name: in_python(hints[field.name])}
         )
@@ -212,12 +229,16 @@ def test_another_implementation_accepts_our_calls_and_replies() -> None:
         "flags": ["NO_REMOVE"],
         "holder": "build",
         "reason": "",
-        "until_unmount": False,
+        "lifetime": {"ttl": 1.5, "persistent": True},
     }
     method = interface.get_method("Hold")
     sent = interface.filter_params("Hold", method.in_type, False, parameters, {})
-    assert messages.read_call({"method": "org.exclfs.Hold", "parameters": sent}).typed() == messages.HoldCall(
-        objects=(messages.Object(fd=0),), flags=Flags.NO_REMOVE, holder="build", reason="", until_unmount=False
+    assert read_call({"method": "org.exclfs.Hold", "parameters": sent}).typed() == messages.HoldCall(
+        objects=(messages.Object(fd=0),),
+        flags=Flags.NO_REMOVE,
+        holder="build",
+        reason="",
+        lifetime=messages.Lifetime(ttl=1.5, persistent=True),
     )
     refusal = Refused(
         datetime.fromisoformat("2026-11-22T13:02:15Z"),
@@ -228,9 +249,9 @@ def test_another_implementation_accepts_our_calls_and_replies() -> None:
         (hold_of_nobody(),),
     )
     written = event_to_json(refusal)
-    alias = interface.members["Refusal"].type
-    kept = interface.filter_params("Refusal", alias, False, written, {})
-    assert event_from_json(kept) == event_from_json(written)
+    for name in "Refusal", "Event":
+        kept = interface.filter_params(name, interface.members[name].type, False, written, {})
+        assert event_from_json(kept) == event_from_json(written)
 
 
 def hold_of_nobody() -> Hold:

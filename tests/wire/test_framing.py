@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exclfs.wire.framing import MAX_MESSAGE, Decoder, ProtocolError, encode
+from exclfs.wire.framing import LONG, MAX_MESSAGE, Decoder, ProtocolError, encode
 
 MESSAGES: list[dict[str, Any]] = [
     {"method": "org.exclfs.Status"},
@@ -40,6 +40,21 @@ def feed_in_pieces(decoder: Decoder, data: bytes, sizes: list[int]) -> list[dict
 
 def test_a_message_is_compact_utf_8_with_one_nul_at_its_end() -> None:
     assert encode({"a": "é\0", "b": [1, None]}) == '{"a":"é\\u0000","b":[1,null]}\0'.encode()
+
+
+@pytest.mark.parametrize("length", [0, 1, LONG, LONG + 1, 10 * LONG])
+def test_a_long_array_is_written_as_a_short_one_is(length: int) -> None:
+    items = [{"path": f"é{number}", "deep": [number]} for number in range(length)]
+    for value in items, {"a": items, "é": items, "b": {}}, {"parameters": {"holds": items}, "continues": True}:
+        message = {"value": value}
+        text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+        assert encode(message) == text.encode() + b"\0"
+
+
+def test_what_has_begun_is_counted() -> None:
+    decoder = Decoder()
+    decoder.feed(encode({}) + b'{"method"')
+    assert decoder.begun == 9
 
 
 def test_split_at_every_byte() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from datetime import UTC, datetime
 from typing import Any
@@ -12,14 +13,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exclfs.holds.errors import BadHold, BadObject, Gone, Held, HoldError, NoSuchHold, NotPermitted, UnknownFlag
-from exclfs.holds.events import Refused
+from exclfs.holds.errors import (
+    BadHold,
+    BadObject,
+    Gone,
+    Held,
+    HoldError,
+    NoSuchHold,
+    NotKept,
+    NotPermitted,
+    UnknownFlag,
+)
+from exclfs.holds.events import ModeChanged, Refused
 from exclfs.holds.flags import DEFAULT, NOTHING, Flags, Operation
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
-from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.holds.lifetime import Connection, Exit, Unmount
+from exclfs.holds.mode import Mode, OpenFiles
+from exclfs.wire.envelope import read_call, read_reply, write_call, write_reply
 from exclfs.wire.errors import (
     TABLE,
+    EventsLost,
+    ExpectedMore,
     InterfaceNotFound,
     InvalidParameter,
     MethodNotFound,
@@ -29,10 +44,14 @@ from exclfs.wire.errors import (
 )
 from exclfs.wire.framing import Decoder, ProtocolError, encode
 from exclfs.wire.messages import (
+    FOR_EVER,
+    MAX_DESCRIPTORS,
     MAX_OBJECTS,
     METHODS,
     Call,
     Cause,
+    EventsCall,
+    EventsReply,
     GetInfoCall,
     GetInfoReply,
     GetInterfaceDescriptionCall,
@@ -41,18 +60,19 @@ from exclfs.wire.messages import (
     HoldReply,
     HoldsCall,
     HoldsReply,
+    Lifetime,
+    ModeCall,
+    ModeReply,
     Object,
     ReleaseCall,
     ReleaseReply,
+    RenewCall,
+    RenewReply,
     Status,
     StatusCall,
     StatusReply,
     WhyCall,
     WhyReply,
-    read_call,
-    read_reply,
-    write_call,
-    write_reply,
 )
 from exclfs.wire.shapes import hold_to_json
 
@@ -66,7 +86,7 @@ HOLD = Hold(
     holder=Holder("build", Process(4711, 1000, os.fsdecode(b"cc\xfe"), ODD, "ada", None)),
     reason="linking",
     since=NOON,
-    ends=(Connection(0), Unmount()),
+    ends=(Connection(0), Exit(4711), Unmount()),
 )
 STATUS = Status(
     source=ODD,
@@ -77,9 +97,13 @@ STATUS = Status(
     log="journal",
     passthrough=True,
     ask_always=False,
+    mode=Mode.WARN,
+    hold_open=OpenFiles.OWN,
+    state=ODD,
     holds=1,
     holders={"build": 1},
     refusals=2,
+    would_have_refused=3,
     last_refusals=(Refused(NOON, Operation.UNLINK, ODD, Inode(66306, 1234), Process(None, 0), (HOLD,)),),
     requests={"lookup": 12},
     answered_without_a_decision=10,
@@ -87,6 +111,7 @@ STATUS = Status(
     inodes=3,
     descriptors=4,
     connections=1,
+    waiting=2,
 )
 EXCHANGES: list[tuple[Call[Any], object]] = [
     (
@@ -95,12 +120,25 @@ EXCHANGES: list[tuple[Call[Any], object]] = [
             flags=DEFAULT,
             holder="build",
             reason="linking",
-            until_unmount=False,
+            lifetime=Lifetime(connection=True, pidfd=1, ttl=1.5, unmount=False, persistent=True),
+            wait=0.5,
         ),
         HoldReply((HOLD, HOLD)),
     ),
-    (ReleaseCall(id="h7", break_it=True), ReleaseReply((HOLD,))),
+    (
+        HoldCall(objects=(), flags=DEFAULT, holder="b", reason="", lifetime=Lifetime(pid=7), wait=FOR_EVER),
+        HoldReply(()),
+    ),
+    (ReleaseCall(ids=("h7", "h8"), break_it=True, reason="stuck"), ReleaseReply((HOLD,))),
     (ReleaseCall(object=Object(path="a/b"), break_it=False), ReleaseReply(())),
+    (RenewCall(ids=("h7",), ttl=60), RenewReply((HOLD,))),
+    (ModeCall(), ModeReply(Mode.ENFORCE)),
+    (ModeCall(Mode.OFF), ModeReply(Mode.OFF)),
+    (EventsCall(), EventsReply()),
+    (
+        EventsCall(Object(path="a"), own=True),
+        EventsReply(ModeChanged(NOON, Mode.ENFORCE, Mode.OFF, Process(1, 0))),
+    ),
     (HoldsCall(), HoldsReply((HOLD,))),
     (HoldsCall(object=Object(fd=3), holder="build"), HoldsReply(())),
     (
@@ -116,7 +154,6 @@ HOLD_PARAMETERS: dict[str, Any] = {
     "flags": ["NO_REMOVE"],
     "holder": "build",
     "reason": "",
-    "until_unmount": False,
 }
 
 
@@ -131,9 +168,9 @@ def call(method: str = "org.exclfs.Hold", **message: Any) -> Call[Any]:
 
 @pytest.mark.parametrize(("call", "reply"), EXCHANGES)
 def test_every_call_and_every_reply_comes_back(call: Call[Any], reply: object) -> None:
-    incoming = read_call(over_the_wire(write_call(call)))
+    incoming = read_call(over_the_wire(write_call(call, more=call.streams)))
     assert incoming.typed() == call
-    assert [incoming.more, incoming.oneway, incoming.upgrade] == [None, None, None]
+    assert [incoming.more, incoming.oneway, incoming.upgrade] == [call.streams or None, None, None]
     assert read_reply(over_the_wire(write_reply(reply)), call) == reply
 
 
@@ -150,7 +187,14 @@ def test_every_method_is_among_them() -> None:
     flags=st.sampled_from([NOTHING, DEFAULT, *Flags]),
     holder=st.text() | st.binary().map(os.fsdecode),
     reason=st.text(),
-    until_unmount=st.booleans(),
+    lifetime=st.none()
+    | st.builds(
+        Lifetime,
+        connection=st.none() | st.booleans(),
+        pid=st.none() | st.integers(1, 2**31),
+        ttl=st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
+    ),
+    wait=st.none() | st.floats(0),
 )
 def test_any_hold_call_comes_back(**fields: Any) -> None:
     asked = HoldCall(**fields)
@@ -158,7 +202,7 @@ def test_any_hold_call_comes_back(**fields: Any) -> None:
 
 
 def test_a_call_is_written_as_varlink_says() -> None:
-    asked = HoldCall(objects=(Object(fd=0),), flags=DEFAULT, holder="b", reason="r", until_unmount=True)
+    asked = HoldCall(objects=(Object(fd=0),), flags=DEFAULT, holder="b", reason="r", lifetime=Lifetime(unmount=True))
     assert write_call(asked) == {
         "method": "org.exclfs.Hold",
         "parameters": {
@@ -166,10 +210,26 @@ def test_a_call_is_written_as_varlink_says() -> None:
             "flags": ["EXCL_INUSE", "NO_REMOVE"],
             "holder": "b",
             "reason": "r",
-            "until_unmount": True,
+            "lifetime": {
+                "connection": None,
+                "pidfd": None,
+                "pid": None,
+                "ttl": None,
+                "unmount": True,
+                "persistent": None,
+            },
+            "wait": None,
         },
     }
     assert write_call(StatusCall(), oneway=True) == {"method": "org.exclfs.Status", "parameters": {}, "oneway": True}
+    assert write_call(StatusCall(), more=True) == {"method": "org.exclfs.Status", "parameters": {}, "more": True}
+    assert write_reply(EventsReply(), continues=True) == {"parameters": {"event": None}, "continues": True}
+
+
+def test_to_wait_without_end_is_a_number_that_json_has() -> None:
+    asked = HoldCall(objects=(), flags=DEFAULT, holder="b", reason="", wait=math.inf)
+    assert asked.wait == FOR_EVER
+    assert over_the_wire(write_call(asked))["parameters"]["wait"] == 1_000_000_000
 
 
 def test_parameters_may_be_left_out_or_null_where_there_are_none() -> None:
@@ -192,8 +252,16 @@ def test_parameters_may_be_left_out_or_null_where_there_are_none() -> None:
         ({"holder": None}, "holder"),
         ({"holder": ["build"]}, "holder"),
         ({"reason": 5}, "reason"),
-        ({"until_unmount": "yes"}, "until_unmount"),
-        ({"until_unmount": 1}, "until_unmount"),
+        ({"lifetime": "unmount"}, "lifetime"),
+        ({"lifetime": {"unmount": "yes"}}, "lifetime.unmount"),
+        ({"lifetime": {"unmount": 1}}, "lifetime.unmount"),
+        ({"lifetime": {"pid": 1.5}}, "lifetime.pid"),
+        ({"lifetime": {"ttl": "1m"}}, "lifetime.ttl"),
+        ({"lifetime": {"ttl": True}}, "lifetime.ttl"),
+        ({"lifetime": {"ttl": 10**400}}, "lifetime.ttl"),
+        ({"lifetime": {"until": "noon"}}, "lifetime.until"),
+        ({"wait": "1"}, "wait"),
+        ({"wait": math.inf}, "wait"),
         ({"ttl": 60}, "ttl"),
     ],
 )
@@ -216,7 +284,8 @@ def test_a_missing_parameter_is_named(missing: str) -> None:
         ([{}], "an object is named by one of fd and path"),
         ([{"fd": 0, "path": "a"}], "an object is named by one of fd and path"),
         ([{"fd": -1}], "-1 is not the index of a descriptor"),
-        ([{"fd": 0}] * (MAX_OBJECTS + 1), "1025 objects in one call; at most 1024 are allowed"),
+        ([{"fd": 0}] * (MAX_DESCRIPTORS + 1), "1025 descriptors in one call; at most 1024 are allowed"),
+        ([{"path": ""}] * (MAX_OBJECTS + 1), "10001 objects in one call; at most 10000 are allowed"),
     ],
 )
 def test_objects_that_cannot_be(objects: list[Any], why: str) -> None:
@@ -225,10 +294,46 @@ def test_objects_that_cannot_be(objects: list[Any], why: str) -> None:
     assert caught.value.why == why
 
 
-@pytest.mark.parametrize("parameters", [{"break_it": False}, {"id": "h1", "object": {"fd": 0}, "break_it": False}])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"lifetime": {"pid": 1, "pidfd": 0}}, "the process is named by one of pidfd and pid"),
+        ({"lifetime": {"pidfd": -1}}, "-1 is not the index of a descriptor"),
+        ({"lifetime": {"pid": 0}}, "0 is not the id of a process"),
+        ({"lifetime": {"ttl": 0}}, "a hold cannot end after 0 seconds"),
+        ({"lifetime": {"ttl": -1.5}}, "a hold cannot end after -1.5 seconds"),
+        ({"wait": -1}, "-1 seconds cannot be waited"),
+    ],
+)
+def test_lifetimes_that_cannot_be(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadHold) as caught:
+        call(parameters=HOLD_PARAMETERS | change)
+    assert caught.value.why == why
+
+
+@pytest.mark.parametrize("parameters", [{}, {"ids": ["h1"], "object": {"fd": 0}}])
 def test_a_release_names_one_thing(parameters: dict[str, Any]) -> None:
-    with pytest.raises(BadObject, match="one of id and object"):
+    with pytest.raises(BadObject, match="one of ids and object"):
         call("org.exclfs.Release", parameters=parameters)
+
+
+@pytest.mark.parametrize(("method", "others"), [("Release", {}), ("Renew", {"ttl": 1})])
+def test_of_very_many_ids_there_are_too_many(method: str, others: dict[str, Any]) -> None:
+    ids = ["h1"] * MAX_OBJECTS
+    call(f"org.exclfs.{method}", parameters={"ids": ids} | others)
+    with pytest.raises(BadObject, match="10001 ids in one call; at most 10000 are allowed"):
+        call(f"org.exclfs.{method}", parameters={"ids": [*ids, "h1"]} | others)
+
+
+def test_a_hold_is_not_renewed_for_no_time() -> None:
+    with pytest.raises(BadHold, match="a hold cannot end after 0 seconds"):
+        call("org.exclfs.Renew", parameters={"ids": ["h1"], "ttl": 0})
+
+
+def test_a_mode_that_there_is_not_is_named() -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        call("org.exclfs.Mode", parameters={"mode": "panic"})
+    assert caught.value.parameter == "mode"
 
 
 def test_an_unknown_flag_is_named_with_those_there_are() -> None:
@@ -250,6 +355,14 @@ def test_an_unknown_flag_is_named_with_those_there_are() -> None:
 def test_what_does_not_exist_is_said_to_be_missing(method: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         call(method, parameters={})
+
+
+def test_a_stream_has_to_be_asked_for_and_read() -> None:
+    with pytest.raises(ExpectedMore):
+        call("org.exclfs.Events")
+    with pytest.raises(InvalidParameter) as caught:
+        call("org.exclfs.Events", more=True, oneway=True)
+    assert caught.value.parameter == "oneway"
 
 
 def test_an_upgrade_is_declined_politely() -> None:
@@ -281,14 +394,17 @@ ERRORS: list[Exception] = [
     NoSuchHold("h9"),
     Gone(),
     NotPermitted("you are not the owner"),
+    NotKept("the state file cannot be written: No space left on device"),
     UnknownFlag("X", ("A", "B")),
     BadHold("the reason is not UTF-8"),
     BadObject("it is a socket"),
+    EventsLost(17),
     ProtocolError("a message is not JSON"),
     InterfaceNotFound("org.example"),
     MethodNotFound("org.exclfs.X"),
     MethodNotImplemented("org.exclfs.Y"),
     InvalidParameter("objects[0].fd"),
+    ExpectedMore(),
 ]
 
 

@@ -14,11 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exclfs.holds.errors import UnknownFlag
-from exclfs.holds.events import Broken, Event, Locked, LockFailed, Reaped, Refused, UnlockBad, Unlocked
+from exclfs.holds.events import (
+    Broken,
+    Event,
+    Expired,
+    Locked,
+    LockFailed,
+    ModeChanged,
+    Orphaned,
+    Reaped,
+    Refused,
+    UnlockBad,
+    Unlocked,
+)
 from exclfs.holds.flags import DEFAULT, Flags, Operation
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
-from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.holds.lifetime import Close, Connection, Exit, StateFile, Time, Unmount
+from exclfs.holds.mode import Mode
 from exclfs.wire.framing import encode
 from exclfs.wire.primitives import BadShape
 from exclfs.wire.shapes import (
@@ -42,7 +55,7 @@ HOLD = Hold(
     holder=Holder("build", Process(4711, 1000, "cc1", "/usr/bin/cc1", "ada", "docker:ab12", start_time=99)),
     reason="linking",
     since=NOON,
-    ends=(Connection(12), Unmount()),
+    ends=(Connection(12), Exit(4711, 99, "b00t"), Time(NOON + timedelta(hours=1), 77.5), Unmount()),
 )
 HOLD_JSON: dict[str, Any] = {
     "id": "h7",
@@ -61,7 +74,12 @@ HOLD_JSON: dict[str, Any] = {
     },
     "reason": "linking",
     "since": "2026-11-22T13:02:15Z",
-    "ends": ["connection", "unmount"],
+    "ends": [
+        {"kind": "connection", "pid": None, "at": None},
+        {"kind": "process", "pid": 4711, "at": None},
+        {"kind": "time", "pid": None, "at": "2026-11-22T14:02:15Z"},
+        {"kind": "unmount", "pid": None, "at": None},
+    ],
 }
 
 NAMES = st.text(max_size=20) | st.binary(max_size=20).map(os.fsdecode)
@@ -80,6 +98,11 @@ PROCESSES = st.builds(
     start_time=st.none(),
 )
 FLAGS = st.sets(st.sampled_from(list(Flags)), min_size=1).map(lambda chosen: Flags(sum(flag.value for flag in chosen)))
+ENDS = st.one_of(
+    st.sampled_from([Connection(0), Unmount(), StateFile(), Close()]),
+    st.builds(Exit, st.integers(1, 2**22)),
+    st.builds(Time, TIMES),
+)
 HOLDS = st.builds(
     Hold,
     id=st.text(max_size=8),
@@ -89,7 +112,7 @@ HOLDS = st.builds(
     holder=st.builds(Holder, st.text(max_size=20), PROCESSES),
     reason=st.text(max_size=20),
     since=TIMES,
-    ends=st.lists(st.sampled_from([Connection(0), Unmount()]), max_size=2).map(tuple),
+    ends=st.lists(ENDS, max_size=2).map(tuple),
 )
 EVENT = st.one_of(
     st.builds(Locked, TIMES, HOLDS),
@@ -104,9 +127,13 @@ EVENT = st.one_of(
         INODES,
         PROCESSES,
         st.lists(HOLDS, max_size=3).map(tuple),
+        st.booleans(),
     ),
     st.builds(Reaped, TIMES, HOLDS),
-    st.builds(Broken, TIMES, HOLDS, PROCESSES),
+    st.builds(Expired, TIMES, HOLDS),
+    st.builds(Broken, TIMES, HOLDS, PROCESSES, st.text()),
+    st.builds(Orphaned, TIMES, HOLDS),
+    st.builds(ModeChanged, TIMES, st.sampled_from(Mode), st.sampled_from(Mode), PROCESSES),
 )
 
 
@@ -120,7 +147,7 @@ def test_what_json_does_not_carry_is_lost_and_nothing_else() -> None:
         HOLD,
         inode=Inode(66306, 1234),
         holder=Holder("build", process),
-        ends=(Connection(0), Unmount()),
+        ends=(Connection(0), Exit(4711), Time(NOON + timedelta(hours=1)), Unmount()),
     )
 
 
@@ -165,6 +192,7 @@ def test_a_refusal_has_both_sides() -> None:
         "inode": 1234,
         "requester": {"pid": 5, "comm": "rm", "exe": None, "uid": 0, "user": None, "container": None},
         "holds": [HOLD_JSON],
+        "enforced": True,
     }
 
 
@@ -220,8 +248,10 @@ def test_other_forms_of_rfc_3339_are_read(text: str) -> None:
         ({"since": "2026-11-22T13:02:15"}, "since", "is not a time as in RFC 3339"),
         ({"since": "2026-13-22T13:02:15Z"}, "since", "is not a time as in RFC 3339"),
         ({"since": "0001-01-01T00:00:00+23:59"}, "since", "is not a time as in RFC 3339"),
-        ({"ends": ["unmount", "some day"]}, "ends[1]", "is not one of connection, unmount"),
         ({"ends": {"unmount": 1}}, "ends", "is not an array"),
+        ({"ends": ["unmount"]}, "ends[0]", "is not an object"),
+        ({"ends": [{"pid": 1}]}, "ends[0].kind", "is missing"),
+        ({"ends": [{"kind": "time", "at": "noon"}]}, "ends[0].at", "is not a time as in RFC 3339"),
     ],
 )
 def test_another_shape_is_refused_with_the_name_of_the_field(change: dict[str, Any], field: str, why: str) -> None:
@@ -229,6 +259,14 @@ def test_another_shape_is_refused_with_the_name_of_the_field(change: dict[str, A
         hold_from_json(HOLD_JSON | change)
     assert (caught.value.field, caught.value.why) == (field, why)
     assert str(caught.value) == f"{field} {why}"
+
+
+@pytest.mark.parametrize("end", [{"kind": "some day"}, {"kind": "process"}, {"kind": "time", "pid": 1}])
+def test_an_end_that_there_is_not_is_refused(end: dict[str, Any]) -> None:
+    with pytest.raises(
+        BadShape, match=r"ends\[0\] is not one of connection, process, time, unmount, state file, close"
+    ):
+        hold_from_json(HOLD_JSON | {"ends": [end]})
 
 
 @pytest.mark.parametrize("field", HOLD_JSON)
