@@ -134,8 +134,25 @@ def must_be_a_hold(told: dict[str, Any]) -> dict[str, Any]:
     assert told["since"].endswith("Z")
     assert datetime.fromisoformat(told["since"]).utcoffset() is not None
     assert told["ends"]
-    assert set(told["ends"]) <= {"connection", "unmount"}
+    for end in told["ends"]:
+        must_be_an_end(end)
     return told
+
+
+def must_be_an_end(told: dict[str, Any]) -> None:
+    """An end has a pid if it is that of a process, and a time if it is one; and both keys in any case."""
+    assert set(told) == {"kind", "pid", "at"}
+    assert told["kind"] in {"connection", "process", "time", "unmount", "state file", "close"}
+    assert isinstance(told["pid"], int) == (told["kind"] == "process")
+    assert (told["at"] is not None) == (told["kind"] == "time")
+    if told["at"] is not None:
+        assert told["at"].endswith("Z")
+        assert datetime.fromisoformat(told["at"]).utcoffset() is not None
+
+
+def kinds(hold: dict[str, Any]) -> list[str]:
+    """The kinds of its ends."""
+    return [end["kind"] for end in must_be_a_hold(hold)["ends"]]
 
 
 def ids(holds: Sequence[dict[str, Any]]) -> list[str]:

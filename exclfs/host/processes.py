@@ -78,8 +78,8 @@ def is_alive(process: Process) -> bool:
 @functools.cache
 def boot_id() -> str:
     """Which boot this is: what a start time counts from (/proc/sys/kernel/random/boot_id, random(4))."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().decode().strip()
 
 
 def real_uid(pid: int) -> int | None:

@@ -15,6 +15,7 @@ from exclfs.holds.flags import DEFAULT
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
 from exclfs.holds.lifetime import Unmount
+from exclfs.wire.errors import EventsLost
 
 HOLD = Hold(
     id="h7",
@@ -29,6 +30,9 @@ HOLD = Hold(
 
 EXAMPLES = [
     (holds.Held(HOLD), 3, ["worker", "pid 42", "alice", "docker:0123456789ab", "2020-11-22", "exclfs release h7"]),
+    (advice.WaitedInVain(holds.Held(HOLD), "1h30m"), 3, ["waited for 1h30m in vain", "worker", "exclfs release h7"]),
+    (advice.WaitedInVain(holds.Held(HOLD), "90"), 3, ["waited for 90s in vain"]),
+    (holds.NotKept("the disk is full"), 4, ["the disk is full", "nothing was placed"]),
     (holds.NoSuchHold("h9"), 1, ["h9", "exclfs holds"]),
     (holds.Gone(), 2, ["removed"]),
     (holds.NotPermitted("this inode is not yours"), 5, ["this inode is not yours"]),
@@ -40,6 +44,7 @@ EXAMPLES = [
     (client.WrongServer("/mnt", uid=7, owner=0), 4, ["uid 7", "uid 0"]),
     (client.Disconnected("/mnt", "the server closed it"), 4, ["/mnt", "have ended"]),
     (client.NoAnswer("/mnt", 30.0), 4, ["30 s", "exclfs status /mnt"]),
+    (EventsLost(7), 4, ["7 events were lost", "start again"]),
     (client.BadAnswer("/mnt", "what"), 4, ["/mnt", "another version"]),
     (options.UnknownOption("x", "y"), 2, ["-o x", "did you mean y?"]),
     (options.UnknownOption("x", None), 2, ["-o x"]),

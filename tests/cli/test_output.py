@@ -7,13 +7,14 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from attrs import evolve
 
 from exclfs.cli import output
-from exclfs.cli.output import hold_row, path_to_json, say_json, shown, table, when, who
+from exclfs.cli.output import asker, hold_row, lifetime, path_to_json, say_json, shown, table, when, who
 from exclfs.holds.flags import Flags
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
-from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.holds.lifetime import Close, Connection, End, Exit, StateFile, Time, Unmount
 
 STRANGE = os.fsdecode(b"caf\xc3\xa9 \xff\x1b[31m\n")
 
@@ -69,8 +70,31 @@ def test_who_holds(process: Process, name: str, said: str) -> None:
 def test_the_cells_of_a_hold() -> None:
     row = dict(zip(output.HOLD_HEADINGS, hold_row(hold(Process(None, 0))), strict=True))
     assert row["PID"] == "?"
-    assert row["ENDS WITH"] == "connection or unmount"
+    assert row["LIFETIME"] == "connection, unmount"
     assert row["FLAGS"] == "EXCL_INUSE,NO_REMOVE"
+
+
+AT = datetime(2020, 11, 22, 13, 2, 15).astimezone()
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (Connection(7), "connection"),
+        (Exit(4711), "process 4711"),
+        (Time(AT), "until 2020-11-22 13:02:15"),
+        (Unmount(), "unmount"),
+        (StateFile(), "state file"),
+        (Close(), "while open"),
+    ],
+)
+def test_every_end_has_its_words(end: End, said: str) -> None:
+    assert lifetime(evolve(hold(Process(7, 0)), ends=(end,))) == said
+
+
+def test_who_asked() -> None:
+    assert asker(Process(7, 0, comm="rm\n", user="root")) == "rm\\x0a (pid 7, user root)"
+    assert asker(Process(None, 1000)) == "? (user 1000)"
 
 
 def test_a_time_has_its_date_unless_that_is_today() -> None:

@@ -7,7 +7,7 @@ import pytest
 from exclfs.holds.errors import BadHold
 from exclfs.holds.flags import DEFAULT, NOTHING
 from exclfs.holds.lifetime import Unmount
-from exclfs.holds.limits import MAX_NAME, MAX_REASON, check_hold, check_name, check_reason
+from exclfs.holds.limits import MAX_NAME, MAX_REASON, Limits, check_hold, check_name, check_reason
 
 
 @pytest.mark.parametrize("name", ["a", "backup of ~/src", "x" * MAX_NAME, "é" * (MAX_NAME // 2), "👩‍💻", "क्‍ष"])
@@ -45,6 +45,17 @@ def test_a_reason_may_be_empty_and_has_its_own_limit() -> None:
         check_reason("\x1b]0;gotcha")
     with pytest.raises(BadHold, match="the reason is not UTF-8"):
         check_reason("\udcff")
+
+
+def test_a_mount_may_have_a_shorter_limit_for_reasons_in_bytes() -> None:
+    check_reason("é" * 5, 10)
+    with pytest.raises(BadHold, match="the reason is 12 bytes long; at most 10 are allowed"):
+        check_reason("é" * 6, 10)
+    check_reason("", 0)
+
+
+def test_the_limits_of_a_user_are_those_that_the_docs_name() -> None:
+    assert Limits() == Limits(holds=16_384, reason=1024, ttl=604_800.0, connections=256, waiting=64)
 
 
 def test_a_hold_forbids_something_and_something_ends_it() -> None:

@@ -7,11 +7,22 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 from attrs import evolve
 
-from exclfs.host.processes import UNKNOWN_UID, container_of, describe, is_alive
+from exclfs.host.processes import (
+    UNKNOWN_UID,
+    boot_id,
+    container_of,
+    describe,
+    has_exited,
+    is_alive,
+    pid_of,
+    pidfd_of,
+    real_uid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +137,84 @@ def test_a_process_whose_main_thread_has_ended_lives_on() -> None:
             time.sleep(0.01)
         assert is_alive(describe(process.pid))
         process.kill()
+
+
+def test_a_boot_has_one_id() -> None:
+    assert UUID(boot_id()).version == 4
+    done = subprocess.run(
+        [sys.executable, "-c", "from exclfs.host.processes import boot_id; print(boot_id())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == boot_id() + "\n"
+
+
+@pytest.mark.root
+def test_whose_it_really_is() -> None:
+    script = "import os, sys; os.setresuid(65534, 0, 0); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert (describe(process.pid).uid, real_uid(process.pid)) == (0, 65534)
+        process.kill()
+    assert real_uid(process.pid) is None
+
+
+def test_a_pidfd_says_of_whom_it_is(sleeper: subprocess.Popen[bytes]) -> None:
+    pidfd = os.pidfd_open(sleeper.pid)
+    try:
+        assert (pid_of(pidfd), has_exited(pidfd)) == (sleeper.pid, False)
+        sleeper.kill()
+        os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+        assert (pid_of(pidfd), has_exited(pidfd)) == (sleeper.pid, True)
+        sleeper.wait()
+        assert (pid_of(pidfd), has_exited(pidfd)) == (-1, True)
+    finally:
+        os.close(pidfd)
+
+
+def test_what_is_no_pidfd_says_nothing(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w") as file, pytest.raises(OSError, match="not a pidfd"):
+        pid_of(file.fileno())
+    with pytest.raises(FileNotFoundError):
+        pid_of(12345)
+
+
+def test_a_pidfd_of_the_very_process(sleeper: subprocess.Popen[bytes]) -> None:
+    start_time = describe(sleeper.pid).start_time
+    assert start_time is not None
+    pidfd = pidfd_of(sleeper.pid, start_time)
+    assert pidfd is not None
+    assert pid_of(pidfd) == sleeper.pid
+    os.close(pidfd)
+    assert pidfd_of(sleeper.pid, start_time + 1) is None
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+    assert pidfd_of(sleeper.pid, start_time) is None
+    sleeper.wait()
+    assert pidfd_of(sleeper.pid, start_time) is None
+
+
+def test_the_number_of_a_thread_is_not_that_of_a_process() -> None:
+    seen, end = threading.Event(), threading.Event()
+
+    def run() -> None:
+        seen.set()
+        end.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    seen.wait()
+    start_time = describe(os.getpid()).start_time
+    try:
+        assert thread.native_id is not None
+        assert start_time is not None
+        assert pidfd_of(thread.native_id, start_time) is None
+    finally:
+        end.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,33 @@ def test_umount_refuses_while_something_is_held(tree: Path, tmp_path: Path) -> N
     assert os.listdir(mountpoint) == []
 
 
+@pytest.mark.parametrize(
+    ("end", "in_the_way"),
+    [
+        (["--ttl", "1h"], False),
+        (["--until-unmount"], False),
+        (["--persistent"], False),
+        (["--pid", str(os.getpid())], True),
+        (["--pid", str(os.getpid()), "--ttl", "1h"], True),
+    ],
+)
+def test_umount_waits_for_processes_only(tree: Path, tmp_path: Path, end: list[str], in_the_way: bool) -> None:
+    mountpoint = tmp_path / "mnt"
+    with mounted_by_program(tree, mountpoint, "--state", tmp_path / "state"):
+        command("hold", mountpoint / "directory", *end)
+        assert document("umount", mountpoint, status=3 if in_the_way else 0)["unmounted"] is not in_the_way
+
+
+def test_mount_passes_its_own_options_on(tree: Path, tmp_path: Path) -> None:
+    mountpoint, state = tmp_path / "mnt", tmp_path / "state, and more"
+    with mounted_by_program(tree, mountpoint, "--mode", "warn", "--hold-open", "own", "--state", state):
+        told = document("status", mountpoint)
+        assert (told["mode"], told["hold_open"], told["state"]) == ("warn", "own", str(state))
+        for_people = command("status", mountpoint).stdout
+    assert f"state file          {state}\n" in for_people
+    assert "open files          held, if opened by their owner or root\n" in for_people
+
+
 def test_umount_by_force(tree: Path, tmp_path: Path) -> None:
     mountpoint = tmp_path / "mnt"
     with mounted_by_program(tree, mountpoint), exclfs.hold(mountpoint / "directory"):
@@ -205,7 +232,7 @@ def test_a_hold_in_json_is_the_hold(mounted: Mounted) -> None:
         }
         assert told["holder"]["exe"] == os.readlink("/proc/self/exe")
         assert datetime.fromisoformat(told["since"]) == hold.since
-        assert told["ends"] == ["connection"]
+        assert told["ends"] == [{"kind": "connection", "pid": None, "at": None}]
 
 
 def test_inuse_answers_by_its_exit_code(mounted: Mounted) -> None:
@@ -257,8 +284,10 @@ def test_status_says_how_the_mount_does(mounted: Mounted) -> None:
         assert told["log"] == f"file {mounted.log_file}"
         assert told["requests"]["remove"] >= 1
         assert told["verdicts_timed_out"] == 0
+        assert (told["mode"], told["hold_open"], told["state"]) == ("enforce", "off", None)
+        assert (told["waiting"], told["would_have_refused"]) == (0, 0)
         refusal = told["last_refusals"][-1]
-        assert set(refusal) == {"event", "at", "operation", "path", "dev", "inode", "requester", "holds"}
+        assert set(refusal) == {*("event", "at", "operation", "path", "dev", "inode", "requester", "holds", "enforced")}
         assert (refusal["operation"], refusal["path"], refusal["inode"]) == ("rmdir", str(path), path.stat().st_ino)
         must_be_a_process(refusal["requester"])
         assert is_text(refusal["path"])

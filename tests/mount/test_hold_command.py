@@ -1,4 +1,4 @@
-"""`exclfs hold` and `exclfs release` on a real mount: how long a hold lasts, what CMD gets, whose exit code it is."""
+"""`exclfs hold` on a real mount: what it places, what CMD gets, whose exit code it is, and what it says meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import exclfs
-from program import EXCLFS, complaint, document, ids, logged, started
+from exclfs.holds.lifetime import Exit
+from program import EXCLFS, complaint, ids, kinds, started, wait_for_exit
 from program import exclfs as command
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def test_it_holds_while_the_command_runs(mounted: Mounted) -> None:
     ("options", "flags"),
     [
         ([], "EXCL_INUSE,NO_REMOVE"),
+        (["--flag", "excl_subtree", "--flag", "PIN_PATH"], "EXCL_SUBTREE,PIN_PATH"),
+        (["--flag", "no_remove_below"], "NO_REMOVE_BELOW"),
         (["--no-claim"], "NO_REMOVE"),
         (["--flag", "kernel_file"], "KERNEL_FILE"),
         (["--flag", "EXCL_INUSE", "--flag", "NO_REMOVE"], "EXCL_INUSE,NO_REMOVE"),
@@ -59,7 +62,7 @@ def test_what_it_places(mounted: Mounted, options: list[str], flags: str) -> Non
     (told,) = json.loads(command(*words).stdout)["holds"]
     assert ids([told])
     assert (",".join(told["flags"]), told["holder"]["name"], told["reason"]) == (flags, "us", "-x [red]y")
-    assert (told["path"], told["ends"]) == (str(path), ["connection"])
+    assert (told["path"], kinds(told)) == (str(path), ["process"])
 
 
 def test_the_holder_is_named_after_the_command(mounted: Mounted) -> None:
@@ -168,6 +171,96 @@ while True: signal.pause()
     assert holders(path) == []
 
 
+# --- whose life it is ------------------------------------------------------------------------------------------------
+
+
+def test_it_ends_with_the_command_and_not_with_exclfs(mounted: Mounted) -> None:
+    path = mounted.setup("directory")
+    inside = "echo $$; read line"
+    with started("hold", path, "--", "sh", "-c", inside, stdin=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        pid = int(holder.stdout.readline())
+        (hold,) = exclfs.holds(path)
+        assert hold.ends == (Exit(pid),)
+        pidfd = os.pidfd_open(pid)
+        holder.kill()
+        holder.wait()
+        assert exclfs.holds(path) == (hold,)
+        with pytest.raises(OSError, match="busy"):
+            path.rmdir()
+        mounted.expect("refused")
+    wait_for_exit(pidfd)
+    os.close(pidfd)
+    path.rmdir()
+
+
+def test_a_command_may_have_other_ends_besides(mounted: Mounted) -> None:
+    path = mounted.setup("directory")
+    words = ["hold", path, "--ttl", "1h", "--until-unmount", "--json", "--", "true"]
+    (told,) = json.loads(command(*words).stdout)["holds"]
+    assert sorted(kinds(told)) == ["process", "time", "unmount"]
+
+
+# --- what it says when somebody ends a hold ---------------------------------------------------------------------------
+
+
+def test_who_runs_a_command_is_told_at_once_that_the_hold_was_broken(mounted: Mounted) -> None:
+    mounted.expect("broken")
+    path = mounted.setup("directory")
+    with started("hold", path, "--", "sh", "-c", "echo ready; read line; exit 9", stdin=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stderr is not None
+        assert holder.stdout.readline() == "ready\n"
+        (hold,) = exclfs.holds(path)
+        exclfs.release(path, break_it=True, reason="we need the place")
+        said = holder.stderr.readline()
+        assert said.startswith(f"exclfs: hold {hold.id} on {path} was ")
+        assert holder.communicate("go on\n", timeout=30) == ("", "")
+    assert holder.returncode == 9
+
+
+def test_who_runs_a_command_is_told_at_once_that_the_time_is_over(mounted: Mounted) -> None:
+    mounted.expect("expired")
+    path = mounted.setup("directory")
+    with started("hold", path, "--ttl", "0.2", "--", "sh", "-c", "read line", stdin=subprocess.PIPE) as holder:
+        assert holder.stderr is not None
+        assert f" on {path} has expired" in holder.stderr.readline()
+        path.rmdir()
+        assert holder.communicate("go on\n", timeout=30) == ("", "")
+    assert holder.returncode == 0
+
+
+def test_who_stays_is_told_of_each_and_leaves_after_the_last(mounted: Mounted) -> None:
+    mounted.expect("broken")
+    paths = [mounted.setup(f"directory{number}") for number in range(2)]
+    with started("hold", *paths) as holder:
+        assert holder.stdout is not None
+        assert holder.stderr is not None
+        names = [holder.stdout.readline().strip() for _ in paths]
+        for path, name in zip(paths, names, strict=True):
+            command("release", path, "--break", "--reason", "we need the place")
+            said = holder.stderr.readline()
+            assert said.startswith(f"exclfs: hold {name} on {path} was broken by ")
+            assert said.endswith("user root): we need the place\n")
+        assert holder.wait(30) == 1
+
+
+def test_the_mount_may_end_under_a_command(mounted: Mounted, tmp_path: Path) -> None:
+    from harness import start
+
+    with start(tmp_path) as other:
+        path = other.setup("directory")
+        with started("hold", path, "--", "sh", "-c", "echo ready; read line; exit 9", stdin=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert holder.stderr is not None
+            assert holder.stdout.readline() == "ready\n"
+            other.unmount()
+            assert str(other.root) in holder.stderr.readline()
+            assert holder.communicate("go on\n", timeout=30) == ("", "")
+        assert holder.returncode == 9
+
+
 # --- without a command -----------------------------------------------------------------------------------------------
 
 
@@ -195,40 +288,3 @@ def test_it_says_so_when_the_mount_ends_under_it(mounted: Mounted, tmp_path: Pat
         assert holder.returncode == 4
         assert said.count("\n") == 1
         assert str(other.path) in said
-
-
-# --- release ---------------------------------------------------------------------------------------------------------
-
-
-def test_until_unmount_and_release_by_path_and_by_id(mounted: Mounted) -> None:
-    path = mounted.setup("directory")
-    for by_path in (True, False):
-        (told,) = json.loads(command("hold", path, "--until-unmount", "--json").stdout)["holds"]
-        assert told["ends"] == ["unmount"]
-        done = document("release", path if by_path else told["id"])
-        assert ids(done["released"]) == [told["id"]]
-        assert holders(path) == []
-
-
-def test_releasing_what_is_not_there(mounted: Mounted) -> None:
-    mounted.expect("unlock_bad")
-    path = mounted.setup("directory")
-    assert "there is no hold h999999" in complaint(command("release", "h999999", status=1))
-    assert "no hold of yours" in complaint(command("release", path, status=1))
-    assert "no such file" in complaint(command("release", path / "nothing", status=2))
-
-
-def test_somebody_elses_is_only_broken(mounted: Mounted) -> None:
-    mounted.expect("unlock_bad", "broken")
-    path = mounted.setup("directory")
-    with exclfs.connect(path) as client:
-        (hold,) = client.hold(path, holder="them")
-        for what in (path, hold.id):
-            said = complaint(command("release", what, status=5))
-            assert "them's" in said
-            assert "--break" in said
-        assert holders(path) == ["them"]
-        assert f"released {hold.id} on {path}" in command("release", path, "--break").stdout
-        assert holders(path) == []
-        path.rmdir()
-    assert "requester_uid=0" in logged(mounted, "broken", f"holder_id={hold.id}", f"holder_pid={os.getpid()}")
