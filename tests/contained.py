@@ -5,16 +5,15 @@ A test starts it with `contained(...)`; run as a program it is what goes on insi
 
 from __future__ import annotations
 
+import array
 import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import exclfs
-from exclfs.holds.flags import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ class Contained:
         """In this pid namespace; inside it is 1."""
 
     def do(self, what: str, *arguments: Any, **named: Any) -> Any:
-        """Has it done: what comes of it, or the name of the error that does."""
+        """Has it done (see Inside): what comes of it, or the name of the error that does."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([what, list(map(_plain, arguments)), named]) + "\n")
@@ -71,10 +70,14 @@ def _plain(argument: Any) -> Any:
 
 
 class Inside:
-    """What it can do. Its holds that end with a connection last as long as it does."""
+    """What it can do. Its holds that end with a connection last as long as it does.
+
+    It talks to the socket itself: exclfs.connect() trusts a server by its uid, which here may have no number.
+    """
 
     def __init__(self, mount: str) -> None:
-        self.client = exclfs.connect(mount)
+        self.line = socket.socket(socket.AF_UNIX)
+        self.line.connect(os.getxattr(mount, "user.exclfs.socket"))
 
     def pid(self) -> int:
         return int(os.readlink("/proc/self"))  # of the mount of /proc, which is that of outside
@@ -82,44 +85,41 @@ class Inside:
     def ids(self) -> list[int]:
         return [os.getpid(), os.getuid()]
 
-    def hold(self, path: str, *flags: str, **wanted: Any) -> str:
-        (hold,) = self.client.hold(path, flags=parse(flags) if flags else None, **wanted)
-        return hold.id
+    def call(self, method: str, parameters: dict[str, Any], *descriptors: int) -> Any:
+        """The reply; or the name of the error."""
+        message = json.dumps({"method": f"org.exclfs.{method}", "parameters": parameters}).encode() + b"\0"
+        self.line.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
+        answer = b""
+        while not answer.endswith(b"\0"):
+            answer += self.line.recv(65536)
+        reply = json.loads(answer[:-1])
+        return reply["error"].rpartition(".")[2] if "error" in reply else reply["parameters"]
 
-    def set(self, path: str, value: str) -> None:
-        os.setxattr(path, "system.exclfs.hold", value.encode())
+    def hold(self, path: str, *flags: str, pidfd: bool = False, **lifetime: Any) -> Any:
+        """Holds it, by a descriptor; with pidfd until this process ends. The hold, as JSON."""
+        descriptors = [os.open(path, os.O_PATH | os.O_NOFOLLOW)]
+        if pidfd:
+            descriptors.append(os.pidfd_open(os.getpid()))
+            lifetime["pidfd"] = 1
+        wanted = {
+            "objects": [{"fd": 0}],
+            "flags": flags or ["EXCL_INUSE", "NO_REMOVE"],
+            "holder": "contained",
+            "reason": "",
+            "lifetime": lifetime,
+        }
+        reply = self.call("Hold", wanted, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return reply if isinstance(reply, str) else reply["holds"][0]
 
-    def release(self, name: str, *, break_it: bool = False) -> None:
-        self.client.release(name, break_it=break_it)
-
-    def holds(self) -> list[str]:
-        return [hold.id for hold in self.client.holds()]
-
-    def mode(self, new: str) -> str:
-        return self.client.mode(new)
-
-    def bare_pid(self, path: str, pid: int) -> Any:
-        """Names a process by its number, as a client may that has no pidfd."""
-        import socket
-
-        with socket.socket(socket.AF_UNIX) as line:
-            line.connect(os.getxattr(os.path.dirname(path), "system.exclfs.socket"))
-            parameters = {
-                "objects": [{"path": os.path.basename(path)}],
-                "flags": ["NO_REMOVE"],
-                "holder": "bare",
-                "reason": "",
-                "lifetime": {"pid": pid},
-            }
-            line.sendall(json.dumps({"method": "org.exclfs.Hold", "parameters": parameters}).encode() + b"\0")
-            answer = json.loads(line.recv(65536).rstrip(b"\0"))
-            return answer.get("error") or answer["parameters"]["holds"][0]["holder"]["pid"]
+    def set(self, path: str) -> None:
+        os.setxattr(path, "system.exclfs.hold", b'{"claim": false}')
 
 
 def main() -> None:
     """Enters the namespaces, becomes the user, and does line by line what stdin says."""
     mount, uid = sys.argv[1], int(sys.argv[2])
-    exclfs.connect(mount).close()  # what is imported now, this user need not be able to read
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWPID):
         raise OSError(ctypes.get_errno(), "unshare")
     print("unshared", flush=True)

@@ -43,7 +43,7 @@ from exclfs.holds.flags import CLAIMS, Flags
 from exclfs.holds.hold import Hold
 from exclfs.holds.holder import Credentials
 from exclfs.holds.lifetime import OF_A_PROCESS, Connection, StateFile, Time
-from exclfs.holds.limits import Limits, check_hold
+from exclfs.holds.limits import Limits, check_hold, check_reason
 from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.host import processes
 from exclfs.keeper.authority import Authority
@@ -411,11 +411,13 @@ class Keeper:
             reason: why they are broken, for the record and for their holders.
 
         Raises:
+            BadHold: the reason is none.
             NoSuchHold: there is none with one of these ids.
             NotPermitted: one is somebody else's, or a file that is open.
             NotKept: it could not be taken out of the state file.
         """
         await trio.lowlevel.checkpoint()
+        check_reason(reason, self.limits.reason)
         holds: list[Hold] = []
         for name in dict.fromkeys(ids):
             try:

@@ -188,6 +188,9 @@ class Mirror:
         """What this path below the root leads to, its parent, and so on to the root, each looked up anew.
 
         May wait for a disk. Nothing if nothing is there.
+
+        Raises:
+            OSError: the backing filesystem failed.
         """
         return tuple(_inode(one) for one in self._mirror.way(path))
 

@@ -36,8 +36,9 @@ static bool is_that(const struct mirror *mirror, const struct inode *inode, cons
 }
 
 static int found_at(struct mirror *mirror, const struct identity *identity, const char *path, struct inode **found) {
-    struct inode *inode = path_known(mirror, path);
-    if (inode == NULL) return -ESTALE;
+    struct inode *inode;
+    int error = path_known(mirror, path, &inode);
+    if (error) return error;
     if (is_that(mirror, inode, identity)) {
         *found = inode;
         return 0;
@@ -80,8 +81,9 @@ static int found_by(struct mirror *mirror, const struct identity *identity, int 
 }
 
 int identity_restore(struct mirror *mirror, const struct identity *identity, const char *path, struct inode **found) {
-    if (found_at(mirror, identity, path, found) == 0) return 0;
-    if (identity->nested || identity->handle_bytes == 0 || !atomic_load(&mirror->handles)) return -ESTALE;
+    int error = found_at(mirror, identity, path, found);
+    bool opens = !identity->nested && identity->handle_bytes > 0 && atomic_load(&mirror->handles);
+    if (error != -ESTALE || !opens) return error;
     struct file_handle_copy *handle = malloc(sizeof *handle + identity->handle_bytes);
     if (handle == NULL) return -ENOMEM;
     handle->type = identity->handle_type;
@@ -90,7 +92,7 @@ int identity_restore(struct mirror *mirror, const struct identity *identity, con
     int fd = backing_open_handle(mirror, handle);
     free(handle);
     if (fd < 0) return fd;
-    int error = found_by(mirror, identity, fd, found);
+    error = found_by(mirror, identity, fd, found);
     close(fd);
     return error;
 }

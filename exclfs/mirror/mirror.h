@@ -254,7 +254,7 @@ void mirror_free(struct mirror *mirror); /* its threads have been stopped */
 /* paths.c */
 enum { MOST_ABOVE = 1 << 16 }; /* directories above an inode; what was moved behind the mount may look like a circle */
 int path_way(struct mirror *mirror, const char *path, struct inode *way[MOST_ABOVE]);
-struct inode *path_known(struct mirror *mirror, const char *path); /* with a reference; NULL: nothing is there */
+int path_known(struct mirror *mirror, const char *path, struct inode **found); /* 0, -ESTALE: nothing is there, -errno */
 /* Whether this user may do this (R_OK, W_OK, X_OK) to the inode: 0, -EACCES or -errno. */
 int path_access(struct mirror *mirror, struct inode *inode, uid_t uid, gid_t gid, const gid_t *groups, size_t count,
                 int mask);

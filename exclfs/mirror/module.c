@@ -221,7 +221,9 @@ static PyObject *Mirror_way(MirrorObject *self, PyObject *argument) {
     BEGIN_WORK(self)
     number = path_way(mirror, path, way);
     END_WORK(self)
-    return inodes_upwards(mirror, way, number);
+    if (number >= 0 || number == -ESTALE) return inodes_upwards(mirror, way, number < 0 ? 0 : number);
+    free(way);
+    return os_error(number);
 }
 
 /* Those of the nodeids that lie below the directory. */

@@ -24,41 +24,44 @@ static int search_path(void *argument) {
     return fd < 0 ? -errno : fd;
 }
 
-/* The inode that the name leads to in a directory, with a reference; NULL: nothing is there. */
-static struct inode *step_down(struct mirror *mirror, struct inode *directory, const char *name) {
+/* The inode that the name leads to in a directory, with a reference. 0, -ESTALE if nothing is there, or -errno. */
+static int step_down(struct mirror *mirror, struct inode *directory, const char *name, struct inode **found) {
     struct statx attributes;
-    int fd = strcmp(name, "..") == 0 ? -1 : backing_get(mirror, directory);
-    if (fd < 0) return NULL;
-    bool there = stat_at(fd, name, &attributes) == 0;
-    struct inode *found = there ? inode_seen(mirror, directory, name, fd, &attributes, 0) : NULL;
+    int fd = strcmp(name, "..") == 0 ? -ESTALE : backing_get(mirror, directory);
+    if (fd < 0) return fd;
+    int error = stat_at(fd, name, &attributes);
+    if (!error) {
+        *found = inode_seen(mirror, directory, name, fd, &attributes, 0);
+        if (*found == NULL) error = -ENOMEM;
+    }
     backing_put(mirror, directory);
-    return found;
+    return error == -ENOENT || error == -ENOTDIR ? -ESTALE : error;
 }
 
 /* Makes what the path leads to known, with every directory on the way; all with references, the root first. Their
- * number, which is 0 if nothing is there. */
+ * number; -ESTALE if nothing is there, or -errno. */
 int path_way(struct mirror *mirror, const char *path, struct inode *way[MOST_ABOVE]) {
     char *copy = strdup(path), *rest = copy, *name;
-    int number = 1;
+    int number = 1, error = copy == NULL ? -ENOMEM : 0;
     inode_get(way[0] = mirror->root);
-    while (number > 0 && (name = strsep(&rest, "/")) != NULL) {
+    while (!error && (name = strsep(&rest, "/")) != NULL) {
         if (*name == 0 || strcmp(name, ".") == 0) continue;
-        struct inode *next = number < MOST_ABOVE ? step_down(mirror, way[number - 1], name) : NULL;
-        if (next != NULL) way[number++] = next;
-        else
-            while (number > 0) inode_put(mirror, way[--number]);
+        error = number < MOST_ABOVE ? step_down(mirror, way[number - 1], name, &way[number]) : -ENAMETOOLONG;
+        if (!error) number++;
     }
     free(copy);
-    return number;
+    if (!error) return number;
+    while (number > 0) inode_put(mirror, way[--number]);
+    return error;
 }
 
-struct inode *path_known(struct mirror *mirror, const char *path) {
-    struct inode **way = calloc(MOST_ABOVE, sizeof *way), *found = NULL;
-    int number = way == NULL ? 0 : path_way(mirror, path, way);
-    if (number > 0) found = way[--number];
+int path_known(struct mirror *mirror, const char *path, struct inode **found) {
+    struct inode **way = calloc(MOST_ABOVE, sizeof *way);
+    int number = way == NULL ? -ENOMEM : path_way(mirror, path, way), error = number < 0 ? number : 0;
+    if (!error) *found = way[--number];
     while (number > 0) inode_put(mirror, way[--number]);
     free(way);
-    return found;
+    return error;
 }
 
 /* Finds the inode at the path with this user's rights; it comes with a reference. 0 or -errno. */
@@ -71,13 +74,15 @@ int path_resolve(struct mirror *mirror, const char *path, uid_t uid, gid_t gid, 
     int error = stat_at(fd, "", &seen);
     close(fd);
     if (error) return error;
-    struct inode *inode = path_known(mirror, path);
+    struct inode *inode;
+    error = path_known(mirror, path, &inode);
+    if (error) return error;
     /* What the requester could reach, and nothing else. */
-    if (inode != NULL && same_key(inode->key, key_of(&seen)) && same_birth(inode, &seen)) {
+    if (same_key(inode->key, key_of(&seen)) && same_birth(inode, &seen)) {
         *found = inode;
         return 0;
     }
-    if (inode != NULL) inode_put(mirror, inode);
+    inode_put(mirror, inode);
     return -ESTALE;
 }
 

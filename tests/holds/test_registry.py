@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from attrs import evolve
 
-from exclfs.holds.errors import BadHold, Held, NoSuchHold
+from exclfs.holds.errors import Held, NoSuchHold
 from exclfs.holds.flags import DEFAULT, NOTHING, Flags, Operation
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
@@ -144,24 +144,6 @@ def test_two_nodeids_of_one_number_are_two_inodes() -> None:
     place(registry, Inode(7, 100, nodeid=1))
     assert registry.on(Inode(7, 100, nodeid=2)) == ()
     place(registry, Inode(7, 100, nodeid=2))
-
-
-@pytest.mark.parametrize(
-    ("flags", "name", "reason", "ends"),
-    [
-        (NOTHING, "build", "", ALWAYS),
-        (DEFAULT, "", "", ALWAYS),
-        (DEFAULT, "build", "r" * 1025, ALWAYS),
-        (DEFAULT, "build", "", ()),
-    ],
-)
-def test_what_is_no_hold_leaves_nothing_behind(flags: Flags, name: str, reason: str, ends: tuple[End, ...]) -> None:
-    registry = Registry()
-    with pytest.raises(BadHold):
-        registry.trylock(
-            FILE, path="/f", flags=flags, holder=Holder(name, BUILD.process), reason=reason, since=NOON, ends=ends
-        )
-    assert len(registry) == 0
 
 
 def test_ids_come_from_the_factory_and_must_not_repeat() -> None:

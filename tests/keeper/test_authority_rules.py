@@ -314,6 +314,16 @@ async def test_a_reason_is_as_long_as_the_limit_for_everybody(requester: Process
         await scene.hold(scene.one, requester=requester)
 
 
+async def test_a_reason_to_break_is_no_longer_and_on_one_line() -> None:
+    scene = Scene(limits=Limits(reason=3 + len("because")))
+    hold = await scene.hold(scene.one)
+    for reason in ("long" + "because", "two\nlines"):
+        with pytest.raises(BadHold, match="reason"):
+            await scene.unlock(hold, requester=ROOT, break_it=True, reason=reason)
+    assert scene.holds == (hold,)
+    await scene.unlock(hold, requester=ROOT, break_it=True, reason="no because")
+
+
 def test_who_has_come_to_a_limit_is_told_how_to_go_on() -> None:
     scene = Scene()
     authority = Authority(scene.tree, OWNER.uid, limits=Limits(holds=1, ttl=2))

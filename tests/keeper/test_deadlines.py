@@ -101,7 +101,7 @@ async def test_many_whose_time_is_over_end_while_others_have_their_turns(scene: 
         nursery.start_soon(count)
         assert await scene.keeper.expire() is None
         nursery.cancel_scope.cancel()
-    assert turns >= 9
+    assert turns >= 5, "of ten that there were"
     scene.must_be_as_if_nothing_had_happened()
 
 
