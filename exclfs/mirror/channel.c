@@ -88,9 +88,9 @@ int worker_begin(struct worker *worker, struct mirror *mirror) {
     *worker = (struct worker){.mirror = mirror};
     worker->in = malloc(MESSAGE_MAX);
     worker->out = malloc(MESSAGE_MAX);
-    worker->slot = atomic_fetch_add(&mirror->tree.threads, 1);
+    worker->slot = atomic_fetch_add(&mirror->tree.threads, 1) % SLOTS;
     bool made = worker->in != NULL && worker->out != NULL;
-    int error = !made ? -ENOMEM : worker->slot >= SLOTS ? -EAGAIN : requester_begin(worker);
+    int error = made ? requester_begin(worker) : -ENOMEM;
     if (error) {
         worker_end(worker);
         atomic_store(&mirror->begin_error, error);

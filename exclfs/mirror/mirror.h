@@ -146,14 +146,14 @@ struct stripes {
     pthread_cond_t thawed;
 };
 
-enum { MOST_THREADS = 64, SLOTS = MOST_THREADS + 2, CACHE_LINE = 64 };
+enum { SLOTS = 32, CACHE_LINE = 64 };
 
 struct slot {
-    _Alignas(CACHE_LINE) pthread_mutex_t lock;
+    _Alignas(CACHE_LINE) pthread_rwlock_t lock;
 };
 
 struct tree {
-    struct slot slots[SLOTS]; /* a removal holds its own thread's; who changes the tree holds all */
+    struct slot slots[SLOTS]; /* a removal shares its own thread's; who changes the tree holds all */
     atomic_uint threads;      /* that have been given a slot */
     pthread_mutex_t gate;     /* one changes the tree at a time */
     atomic_uint changing;     /* that are at the gate: removals let them go first */

@@ -3,14 +3,14 @@
  *
  * The policy is unmodified pyfuse3 at the other end of a socket pair, so a question is a FUSE request and the answer
  * a FUSE reply. Where FUSE names the parent's nodeid and a name, a question about a removal has what a decision
- * needs: the victim's nodeid, and as its name "PARENT/PATH", the parent's nodeid and the path below the root. The reply is an errno, which goes to the kernel, or 0,
- * which means PROCEED: then the request is served again, by the same code, under this question. The xattrs of exclfs
- * go up as they are, and their replies go back as they are.
+ * needs: the victim's nodeid, and as its name "PARENT/PATH", the parent's nodeid and the path below the root. The reply
+ * is an errno, which goes to the kernel, or 0, which means PROCEED: then the request is served again, by the same code,
+ * under this question. The xattrs of exclfs go up as they are, and their replies go back as they are.
  *
  * No worker waits here. A question carries the generation of every word that was tested and of the tree; if one has
- * changed when PROCEED arrives the policy is asked again, and for the last round the words are frozen. A question that finds no
- * answer in time is EBUSY: it fails closed. Once the policy has gone, every question is EBUSY at once. A full channel
- * makes questions wait, never workers.
+ * changed when PROCEED arrives the policy is asked again, and for the last round the words are frozen. A question
+ * that finds no answer in time is EBUSY: it fails closed. Once the policy has gone, every question is EBUSY at once. A
+ * full channel makes questions wait, never workers.
  */
 #include "mirror.h"
 

@@ -3,9 +3,9 @@
  *
  * A hold with NO_REMOVE_BELOW refuses the removal of every name below its directory. So that placing one is ordered
  * with every removal below it, and with every rename that carries a directory from one parent to another, there is a
- * lock over the whole tree. Each thread has a slot of its own: a removal takes that, which is one atomic operation
- * that nobody else contends for; who changes the tree takes all of them. The gate lets changers in before removals
- * that come after them.
+ * lock over the whole tree. Each thread has a slot of its own (of many threads a few share one): a removal shares it,
+ * which is one atomic operation that nobody else contends for; who changes the tree takes all of them. The gate lets
+ * changers in before removals that come after them.
  *
  * Nothing more is tested while no such hold stands. While one does, each directory remembers whether it is covered,
  * and under which generation of the tree that was found.
@@ -17,13 +17,13 @@ int tree_init(struct mirror *mirror) {
     atomic_store(&tree->generation, 1);
     tree->enforcing = true;
     int error = pthread_mutex_init(&tree->gate, NULL);
-    for (unsigned i = 0; i < SLOTS && !error; i++) error = pthread_mutex_init(&tree->slots[i].lock, NULL);
+    for (unsigned i = 0; i < SLOTS && !error; i++) error = pthread_rwlock_init(&tree->slots[i].lock, NULL);
     return -error;
 }
 
 void tree_destroy(struct mirror *mirror) {
     pthread_mutex_destroy(&mirror->tree.gate);
-    for (unsigned i = 0; i < SLOTS; i++) pthread_mutex_destroy(&mirror->tree.slots[i].lock);
+    for (unsigned i = 0; i < SLOTS; i++) pthread_rwlock_destroy(&mirror->tree.slots[i].lock);
 }
 
 /* ---- the lock ------------------------------------------------------------------------------------------- */
@@ -34,10 +34,10 @@ void tree_share(struct worker *worker) {
         pthread_mutex_lock(&tree->gate);
         pthread_mutex_unlock(&tree->gate);
     }
-    pthread_mutex_lock(&tree->slots[worker->slot].lock);
+    pthread_rwlock_rdlock(&tree->slots[worker->slot].lock);
 }
 
-void tree_release(struct worker *worker) { pthread_mutex_unlock(&worker->mirror->tree.slots[worker->slot].lock); }
+void tree_release(struct worker *worker) { pthread_rwlock_unlock(&worker->mirror->tree.slots[worker->slot].lock); }
 
 bool tree_lock(struct mirror *mirror, bool wait) {
     struct tree *tree = &mirror->tree;
@@ -45,21 +45,21 @@ bool tree_lock(struct mirror *mirror, bool wait) {
     if (wait) {
         atomic_fetch_add(&tree->changing, 1);
         pthread_mutex_lock(&tree->gate);
-        for (; taken < SLOTS; taken++) pthread_mutex_lock(&tree->slots[taken].lock);
+        for (; taken < SLOTS; taken++) pthread_rwlock_wrlock(&tree->slots[taken].lock);
         atomic_fetch_sub(&tree->changing, 1);
         return true;
     }
     if (pthread_mutex_trylock(&tree->gate)) return false;
-    while (taken < SLOTS && pthread_mutex_trylock(&tree->slots[taken].lock) == 0) taken++;
+    while (taken < SLOTS && pthread_rwlock_trywrlock(&tree->slots[taken].lock) == 0) taken++;
     if (taken == SLOTS) return true;
-    while (taken > 0) pthread_mutex_unlock(&tree->slots[--taken].lock);
+    while (taken > 0) pthread_rwlock_unlock(&tree->slots[--taken].lock);
     pthread_mutex_unlock(&tree->gate);
     return false;
 }
 
 void tree_unlock(struct mirror *mirror) {
     struct tree *tree = &mirror->tree;
-    for (unsigned i = SLOTS; i > 0; i--) pthread_mutex_unlock(&tree->slots[i - 1].lock);
+    for (unsigned i = SLOTS; i > 0; i--) pthread_rwlock_unlock(&tree->slots[i - 1].lock);
     pthread_mutex_unlock(&tree->gate);
 }
 
