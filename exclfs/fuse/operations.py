@@ -116,10 +116,10 @@ class Policy(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errnos.REFUSED)
 
     @answered
-    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:  # noqa: ARG002 - whoever reaches it may look
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         """Answers an xattr of exclfs."""
         subject, path = self._subject(inode)
-        value = self.xattrs.get(name, subject, path)
+        value = self.xattrs.get(name, subject, path, ctx.uid)
         if value is None:
             raise pyfuse3.FUSEError(errnos.NO_ATTRIBUTE)
         return value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define
 
 from exclfs.holds import flags as hold_flags
+from exclfs.holds.discretion import as_seen_by
 from exclfs.holds.errors import BadHold, NoSuchHold
 from exclfs.holds.holder import Holder
 from exclfs.holds.lifetime import Unmount
@@ -46,20 +47,21 @@ class Xattrs:
     explain: Callable[[str, Sequence[Hold], Inode], str]
     socket: str
 
-    def get(self, name: bytes, inode: Inode, path: str) -> bytes | None:
-        """The value of an xattr; None if there is none of this name."""
+    def get(self, name: bytes, inode: Inode, path: str, uid: int) -> bytes | None:
+        """The value of an xattr as this user may see it; None if there is none of this name."""
         match _bare(name):
             case b"holders":
-                return holds_document(self.keeper.covering(inode))
+                return holds_document(as_seen_by(uid, self.keeper.covering(inode)))
             case b"flags":
                 return ",".join(self.keeper.registry.flags(inode).names).encode()
             case b"why":
                 return self.explain(path, self.keeper.covering(inode), inode).encode(errors="backslashreplace")
             case b"refusals":
-                return refusals_document([refusal for refusal in self.keeper.refusals if refusal.inode == inode])
+                refusals = tuple(refusal for refusal in self.keeper.refusals if refusal.inode == inode)
+                return refusals_document(as_seen_by(uid, refusals))
             case b"hold":
                 placed = _placed_by_xattr(self.keeper.registry.on(inode))
-                return holds_document(placed) if placed else None
+                return holds_document(as_seen_by(uid, tuple(placed))) if placed else None
             case b"socket":
                 return self.socket.encode(errors="surrogateescape")
         return None

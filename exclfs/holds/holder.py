@@ -20,8 +20,9 @@ class Process:
     """Clock ticks since boot: with the pid, the identity of the process (proc_pid_stat(5), field 22)."""
 
     def is_same(self, other: Process) -> bool:
-        """Whether the two are one process of one user, seen twice."""
-        return (self.pid, self.uid, self.start_time) == (other.pid, other.uid, other.start_time)
+        """Whether the two are certainly one process of one user, seen twice."""
+        known = self.pid is not None and self.start_time is not None
+        return known and (self.pid, self.uid, self.start_time) == (other.pid, other.uid, other.start_time)
 
 
 @frozen

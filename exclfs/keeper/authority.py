@@ -130,10 +130,13 @@ class Authority:
 
     def is_own(self, hold: Hold, requester: Process) -> bool:
         """Whether the requester is the holder. Of a hold that outlives the process that placed it, that is the user."""
-        if hold.holder.process.uid != requester.uid:
+        holder = hold.holder.process
+        if holder.uid != requester.uid:
             return False
-        bound = any(isinstance(end, Connection) for end in hold.ends)
-        return not bound or hold.holder.process.is_same(requester)
+        if not any(isinstance(end, Connection) for end in hold.ends):
+            return True
+        # Two of whom nothing more is known, from a foreign pid namespace, are their user.
+        return (holder.pid, holder.start_time) == (requester.pid, requester.start_time)
 
     def may_end(self, hold: Hold, requester: Process, *, break_it: bool) -> None:
         """Accepts that the requester ends this hold: their own; or, with `break_it`, somebody else's.

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 from attrs import AttrsInstance, Factory, astuple, field, frozen
 
-from exclfs.holds.errors import HoldError, NotPermitted
+from exclfs.holds.discretion import as_seen_by
+from exclfs.holds.errors import Held, HoldError, NotPermitted
 from exclfs.holds.lifetime import Connection
 from exclfs.host.names import quoted
 from exclfs.services.connections import Attendance, Peer, PeerGone
@@ -257,6 +258,8 @@ class _Conversation:
             with self._ending_when_hung_up() if isinstance(call, HoldCall) and call.wait else nullcontext():
                 reply = await self._methods.answer(call, passed)
             return reply if isinstance(reply, EventStream) else await self._written(reply)
+        except Held as error:
+            return encode(error_to_json(Held(as_seen_by(self.peer.uid, error.hold))))
         except (HoldError, VarlinkError) as error:
             return encode(error_to_json(error))
         except Exception as error:
@@ -270,7 +273,7 @@ class _Conversation:
             try:
                 while True:
                     await self._send(encode(write_reply(reply, continues=True)), patience=math.inf)
-                    reply = EventsReply(await stream.next())
+                    reply = EventsReply(as_seen_by(self.peer.uid, await stream.next()))
             except EventsLost as error:
                 return encode(error_to_json(error))
 
@@ -280,6 +283,7 @@ class _Conversation:
         return incoming.typed()
 
     async def _written(self, reply: AttrsInstance) -> bytes:
+        reply = as_seen_by(self.peer.uid, reply)
         if _longest(astuple(reply, recurse=False)) > MANY:
             return await self._server.apart(lambda: encode(write_reply(reply)))
         return encode(write_reply(reply))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import TYPE_CHECKING, Final
 
 import pytest
+import trio
 from attrs import frozen
 from scene import ALICE, ALICE_AGAIN, BOB, OWNER, ROOT, Scene
 
@@ -178,6 +180,20 @@ async def test_it_is_the_path_that_is_pinned_and_not_another_to_the_same_file(sc
     with pytest.raises(NotPermitted):
         await pin_by(scene, scene.leaf, "/mnt/bobs/leaf")
     assert bobs not in scene.words()
+
+
+async def test_a_path_that_leads_through_anothers_directory_meanwhile_is_not_pinned(scene: Scene) -> None:
+    scene.tree.change(scene.tree.root, mode=0o41777)
+    own, bobs = scene.tree.add("own/"), scene.tree.add("bobs/", uid=BOB.uid)
+    file = scene.tree.add("own/file")
+    scene.tree.link(file, "bobs/file")
+    rename = scene.tree.in_flight[file] = threading.Event()
+    async with trio.open_nursery() as nursery:
+        call = await scene.begin(nursery, file, flags=PIN)
+        scene.tree.exchange(own, bobs)
+        rename.set()
+    assert isinstance(call.error, NotPermitted)
+    scene.must_be_as_if_nothing_had_happened()
 
 
 async def test_nothing_is_pinned_on_the_way_to_where_it_was_seen_last(scene: Scene) -> None:

@@ -111,7 +111,8 @@ async def test_a_path_that_leads_to_another_inode_is_not_pinned(scene: Scene, nu
     scene.must_be_as_if_nothing_had_happened()
 
 
-async def test_a_path_on_which_directories_were_exchanged_is_pinned_again(scene: Scene) -> None:
+@pytest.mark.parametrize("removed", [False, True])
+async def test_a_path_on_which_directories_were_exchanged_is_pinned_again(scene: Scene, removed: bool) -> None:
     """It leads to the inode as before, by a hard link in other directories."""
     other = scene.tree.add("other/")
     inner = scene.tree.add("other/middle/")
@@ -120,6 +121,8 @@ async def test_a_path_on_which_directories_were_exchanged_is_pinned_again(scene:
     async with trio.open_nursery() as nursery:
         call = await scene.begin(nursery, scene.leaf, flags=PIN, requester=ROOT)
         scene.tree.exchange(scene.top, other)
+        if removed:
+            scene.tree.remove(scene.top)
         exchange.set()
     assert call.holds == scene.holds
     assert scene.words() == pinned(scene, other, inner) | {scene.leaf: PIN.value}
@@ -141,25 +144,6 @@ async def test_what_was_seen_by_another_name_is_pinned_where_it_was_asked_for(sc
     )
     assert scene.words()[scene.top] == PINNED
     assert scene.keeper.covering(scene.top) == hold
-
-
-async def test_it_does_not_matter_that_the_directory_it_was_seen_in_is_gone(scene: Scene) -> None:
-    scene.tree.link(scene.leaf, "leaf")
-    removal = scene.tree.in_flight[scene.leaf] = threading.Event()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_pin_by_name, scene, scene.leaf, "/mnt/leaf")
-        await scene.settle()
-        scene.tree.remove(scene.middle)
-        removal.set()
-    assert scene.words() == pinned(scene) | {scene.leaf: PIN.value}
-
-
-async def _pin_by_name(scene: Scene, inode: Inode, path: str) -> None:
-    other = await scene.hold(scene.two, flags=SHARED)
-    await scene.keeper.trylock(
-        [(inode, path)], flags=PIN, holder=other.holder, reason="", ends=other.ends, requester=ROOT
-    )
-    await scene.unlock(other)
 
 
 async def test_a_path_that_never_comes_to_rest_is_not_pinned(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ kernel does above is left out (it lets only one removal at a time into a directo
 from __future__ import annotations
 
 from collections.abc import Generator
+from itertools import pairwise
 from typing import Final
 
 from attrs import define, evolve, frozen
@@ -265,6 +266,7 @@ def set_word(world: World, number: int, word: int, *, wait: bool) -> Generator[S
 
 def pinner(world: World, me: Hold) -> Process:
     """Places a hold that pins the directories above it, and lets it go."""
+    path = truly_above(world, me.inode)  # by which it is named
     yield "calls trylock", world.loop_is_free
     me = evolve(me, pinned=above(world, me.inode))
     world.registry |= {me}
@@ -272,14 +274,16 @@ def pinner(world: World, me: Hold) -> Process:
     while True:
         for number in me.pinned:
             yield from raise_word(world, number, me)
-        found = (yield from looked_up(world, me.inode)) if world.rules.path_is_looked_up else me.pinned
-        yield "hears what is above", world.loop_is_free
-        if found is None:
+        if not world.rules.path_is_looked_up:
+            break
+        leads_there = yield from is_true(world, (me.inode, *path))
+        yield "hears whether the path leads there", world.loop_is_free
+        if not leads_there:
             return (yield from give_up(world, me))
-        if found == me.pinned:
+        if path == me.pinned:
             break
         world.loop_is_busy = True
-        before, me = me, evolve(me, pinned=found)
+        before, me = me, evolve(me, pinned=path)
         world.registry = world.registry - {before} | {me}
         for number in before.pinned:
             yield from lower_word(world, number)
@@ -302,18 +306,13 @@ def truly_above(world: World, number: int) -> tuple[int, ...]:
     return () if parent is None else (parent, *truly_above(world, parent))
 
 
-def looked_up(world: World, number: int) -> Generator[Step, None, tuple[int, ...] | None]:
-    """tree_ancestors() that looks up each name; None if one does not lead where the mirror remembers."""
-    found: tuple[int, ...] = ()
-    while True:
+def is_true(world: World, path: tuple[int, ...]) -> Generator[Step, None, bool]:
+    """path_way(): looks up every name of a path, which is here that of an inode and those above it, from the root."""
+    for child, parent in reversed(tuple(pairwise(path))):
         yield "looks up a name above"
-        inode = world.inodes[number]
-        if inode.parent != inode.known_parent:
-            return None
-        if inode.parent is None:
-            return found
-        number = inode.parent
-        found = (*found, number)
+        if world.inodes[child].parent != parent:
+            return False
+    return True
 
 
 # --- removers ---------------------------------------------------------------------------------------------------------

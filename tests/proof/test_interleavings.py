@@ -280,17 +280,19 @@ MOVE_THROUGH = tree.Removal(TOP, MOVING, ASIDE)
 INSIDE, OUTSIDE = (tree.ROOT, TOP, tree.ROOT), (tree.ROOT, tree.ROOT, tree.ROOT)
 """Where /top, /top/moving or /moving, and /aside are at first. There is a file in `moving`."""
 
+LOOK = "somebody looks /moving up"
 UNLINKED = (INSIDE, (BELOW_TOP,), (UNLINK_FILE,))
 HELD_TWICE = (INSIDE, (BELOW_TOP, BELOW_MOVING), (UNLINK_FILE,))
 MOVED_IN = (OUTSIDE, (BELOW_TOP,), (UNLINK_FILE, MOVE_IN))
 MOVED_OUT = (INSIDE, (BELOW_TOP,), (UNLINK_FILE, MOVE_OUT))
 MOVED_THROUGH = (INSIDE, (BELOW_TOP, BELOW_ASIDE), (MOVE_THROUGH,))
 MOVED_IN_AND_TWO_UNLINKED = (OUTSIDE, (BELOW_TOP,), (UNLINK_FILE, UNLINK_FILE, MOVE_IN))
-Setting = tuple[tuple[int, ...], tuple[tree.Hold, ...], tuple[tree.Removal, ...]]
+MOVED_IN_WHILE_SOMEBODY_LOOKS = (OUTSIDE, (BELOW_TOP,), (UNLINK_FILE, MOVE_IN), LOOK)
+Setting = tuple[tuple[int, ...], tuple[tree.Hold, ...], tuple[tree.Removal, ...], *tuple[str, ...]]
 
 
 def below(setting: Setting, rules: tree.Rules | None = None) -> Scene:
-    parents, holds, removals = setting
+    parents, holds, removals, *more = setting
 
     def scene() -> tuple[Shared, dict[str, Process]]:
         world = tree.world(rules or tree.Rules(), parents, workers=len(removals))
@@ -299,19 +301,29 @@ def below(setting: Setting, rules: tree.Rules | None = None) -> Scene:
             f"{'mover' if removal.moving else 'remover'} {slot + 1}": tree.remover(world, removal, slot)
             for slot, removal in enumerate(removals)
         }
-        return world, {**holders, **removers}
+        lookers = {"looker": tree.looker(world, MOVING)} if LOOK in more else {}
+        return world, {**holders, **removers, **lookers}
 
     return scene
 
 
 @pytest.mark.parametrize(
-    "setting", [UNLINKED, HELD_TWICE, MOVED_IN, MOVED_OUT, MOVED_THROUGH, MOVED_IN_AND_TWO_UNLINKED]
+    "setting",
+    [
+        UNLINKED,
+        HELD_TWICE,
+        MOVED_IN,
+        MOVED_OUT,
+        MOVED_THROUGH,
+        MOVED_IN_AND_TWO_UNLINKED,
+        MOVED_IN_WHILE_SOMEBODY_LOOKS,
+    ],
 )
 def test_no_name_is_removed_below_what_is_held(setting: Setting) -> None:
     found = search(below(setting))
     assert found.violation == ""
     results = {result for end in found.ends for _, result in end}
-    assert results == {"held", "EBUSY", "removed"}
+    assert results - {"seen"} == {"held", "EBUSY", "removed"}
 
 
 def test_moving_in_is_never_refused_and_moving_out_is() -> None:
@@ -327,6 +339,7 @@ def test_moving_in_is_never_refused_and_moving_out_is() -> None:
         ("generations", HELD_TWICE),
         ("moves_are_counted", MOVED_IN_AND_TWO_UNLINKED),
         ("holds_are_counted", HELD_TWICE),
+        ("looks_are_ordered", MOVED_IN_WHILE_SOMEBODY_LOOKS),
     ],
 )
 def test_without_any_one_of_its_rules_a_name_is_removed_below(rule: str, setting: Setting) -> None:
@@ -337,4 +350,5 @@ def test_the_rules_that_are_taken_away_are_all_that_there_are() -> None:
     tested = {"stripes", "generations", "registry_first", "links", "lowering_gives_way", "path_is_looked_up"}
     assert {field.name for field in attrs.fields(one.Rules)} == tested
     tested = {"sharing", "moving_alone", "generations", "moves_are_counted", "holds_are_counted"}
+    tested |= {"looks_are_ordered"}
     assert {field.name for field in attrs.fields(tree.Rules)} == tested

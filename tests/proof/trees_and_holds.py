@@ -6,7 +6,10 @@ What is modelled, and where it is for real:
 - a removal of a name, and a rename that carries a directory to another parent: exclfs/mirror/removals.c
 - a hold with NO_REMOVE_BELOW, and a verdict that looks at the directories above: exclfs/keeper
 
-The stripes are left out: removals_and_holds.py has them, and they order what concerns one inode.
+- a path that the control socket looks up, which says anew where a directory is: exclfs/mirror/paths.c
+
+Of the stripes there is that of a directory that is moved, without which a look would not be ordered with the move. The
+others are left out: removals_and_holds.py has them, and they order what concerns one inode.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class Rules:
     """A directory that has another parent is another generation of the tree."""
     holds_are_counted: bool = True
     """A hold that begins to reach below, or ends, is another generation of the tree."""
+    looks_are_ordered: bool = True
+    """Who looks a name up and remembers where it leads takes the stripe: nothing is moved between the two."""
 
 
 @frozen
@@ -62,6 +67,10 @@ class Directory(Shared):
     held: bool = False
     """Its word: NO_REMOVE_BELOW is set."""
     remembered: Remembered | None = None
+    being_moved: int = 0
+    """How many share its stripe to move it."""
+    being_looked_up: bool = False
+    """Its stripe is taken."""
 
     def __attrs_post_init__(self) -> None:
         self.known_parent = self.parent
@@ -247,6 +256,22 @@ def remover(world: World, removal: Removal, slot: int) -> Process:
     return "removed"
 
 
+def looker(world: World, number: int) -> Process:
+    """Looks the name of a directory up, by a path, and has the mirror remember where it is: path_way()."""
+    directory = world.directories[number]
+    if world.rules.looks_are_ordered:
+        yield "takes the stripe", lambda: not directory.being_moved
+        directory.being_looked_up = True
+    yield "looks the name up"
+    parent = directory.parent
+    yield "has it remembered"
+    if directory.known_parent != parent:
+        directory.known_parent = parent
+        world.generation += world.rules.moves_are_counted
+    directory.being_looked_up = False
+    return "seen"
+
+
 def verdict(world: World, directory: int) -> Generator[Step, None, bool]:
     """Keeper.verdict(): whether the registry has a hold on a directory above. The tree is not locked meanwhile."""
     above: tuple[int, ...] = ()
@@ -266,6 +291,10 @@ def serve(world: World, removal: Removal, slot: int, proceed: int | None) -> Gen
         release_tree(world, slot)
         alone = yield from lock_tree(world, wait=True)
 
+    if removal.moving is not None:
+        moving = world.directories[removal.moving]
+        yield "shares the stripe", lambda: not moving.being_looked_up
+        moving.being_moved += 1
     yield "reads the generation of the tree"
     tested = world.generation
     covered = yield from covers(world, removal.directory)
@@ -277,6 +306,8 @@ def serve(world: World, removal: Removal, slot: int, proceed: int | None) -> Gen
         if removal.moving is not None:
             yield from move(world, removal)
 
+    if removal.moving is not None:
+        moving.being_moved -= 1
     if alone:
         unlock_tree(world)
     else:
