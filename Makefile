@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize fuzz bench clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize fuzz stress hold-open-rounds bench bench-holding clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,8 +56,18 @@ sanitize: .venv/.exclfs-dev ## tests/mirror and the mounted tests under AddressS
 fuzz: ## libFuzzer on the mirror's request parser; make fuzz SECONDS=600
 	@scripts/fuzz.sh $(or $(SECONDS),60)
 
+stress: .venv/.exclfs-dev ## 100,000 contested rounds of each kind of removal, and the proofs at length; needs root
+	@$(BIN)/python scripts/stress.py $(ARGS)
+	@EXCLFS_PROOF_EXAMPLES=2000 $(BIN)/pytest -q --timeout=0 tests/proof
+
+hold-open-rounds: .venv/.exclfs ## a million rounds each that a closed file must never refuse; needs root
+	@$(BIN)/python scripts/hold_open_rounds.py $(ARGS)
+
 bench: .venv/.exclfs ## exclfs beside bindfs and others, as ratios; needs root; make bench ARGS='--quick --on /dev/shm'
 	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
+bench-holding: .venv/.exclfs ## what holding costs, its holder and everybody else; needs root; the same ARGS
+	@$(BIN)/python benchmarks/holding.py $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
