@@ -17,7 +17,7 @@
  *   requester    doing something as the user who asked for it
  *   module       the Python face
  *
- * Order of locks, outermost first: tree lock > stripe, by address > io lock > key shard > nodeid shard > place lock >
+ * Order of locks, outermost first: tree lock > stripe, by address > moving > io lock > key shard > nodeid shard > place lock >
  * budget. None is held while a request waits for a verdict.
  */
 #ifndef EXCLFS_MIRROR_H
@@ -159,6 +159,7 @@ struct tree {
     atomic_uint changing;     /* that are at the gate: removals let them go first */
     atomic_uint below;        /* inodes whose word has W_NO_REMOVE_BELOW */
     atomic_ulong generation;  /* counts whatever may change what a name lies below */
+    pthread_rwlock_t moving;  /* alone: a directory goes to another parent. Shared: a path is looked up */
     bool enforcing;           /* whether a verdict may be no; changed under the lock */
 };
 
@@ -354,6 +355,9 @@ bool tree_lock(struct mirror *mirror, bool wait); /* false: somebody is in, and 
 void tree_unlock(struct mirror *mirror);
 void tree_barrier(struct mirror *mirror, bool enforcing); /* waits; verdicts from before are asked for again */
 void tree_changed(struct mirror *mirror);
+void tree_move_begin(struct mirror *mirror);
+void tree_look_begin(struct mirror *mirror);
+void tree_end(struct mirror *mirror); /* of either */
 bool tree_covers(struct mirror *mirror, struct inode *directory); /* a name in it is not to be removed unasked */
 bool tree_is_below(struct mirror *mirror, struct inode *inode, const struct inode *directory);
 /* The directories above, the root first and each with a reference: their number. */

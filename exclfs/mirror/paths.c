@@ -29,11 +29,13 @@ static int step_down(struct mirror *mirror, struct inode *directory, const char 
     struct statx attributes;
     int fd = strcmp(name, "..") == 0 ? -ESTALE : backing_get(mirror, directory);
     if (fd < 0) return fd;
+    tree_look_begin(mirror);
     int error = stat_at(fd, name, &attributes);
     if (!error) {
         *found = inode_seen(mirror, directory, name, fd, &attributes, 0);
         if (*found == NULL) error = -ENOMEM;
     }
+    tree_end(mirror);
     backing_put(mirror, directory);
     return error == -ENOENT || error == -ENOTDIR ? -ESTALE : error;
 }

@@ -223,7 +223,7 @@ void op_rename(struct worker *worker, const struct request *request) {
     if (!error && nothing) error = rename_names(worker, request, &from, &to, flags);
     else if (!error) {
         const struct key *second = to.exists ? &to.tested.key : NULL;
-        bool alone = enter_tree(worker, moves_names(&from, &to, flags));
+        bool moving = moves_names(&from, &to, flags), alone = enter_tree(worker, moving);
         stripes_share(worker->mirror, from.tested.key, second);
         unsigned long tree = atomic_load(&worker->mirror->tree.generation);
         asking = must_ask(worker, request, &from, &to, tree);
@@ -231,8 +231,10 @@ void op_rename(struct worker *worker, const struct request *request) {
         else {
             window();
             if (to.exists && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE))) keep(worker, &to);
+            if (moving) tree_move_begin(worker->mirror);
             error = rename_names(worker, request, &from, &to, flags);
             if (!error) renamed(worker, &from, &to, flags);
+            if (moving) tree_end(worker->mirror);
         }
         stripes_release(worker->mirror, from.tested.key, second);
         leave_tree(worker, alone);

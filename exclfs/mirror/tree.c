@@ -16,12 +16,19 @@ int tree_init(struct mirror *mirror) {
     struct tree *tree = &mirror->tree;
     atomic_store(&tree->generation, 1);
     tree->enforcing = true;
-    int error = pthread_mutex_init(&tree->gate, NULL);
+    pthread_rwlockattr_t prefer_writer;
+    int error = pthread_rwlockattr_init(&prefer_writer);
+    if (error) return -error;
+    error = pthread_rwlockattr_setkind_np(&prefer_writer, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    if (!error) error = pthread_rwlock_init(&tree->moving, &prefer_writer);
+    pthread_rwlockattr_destroy(&prefer_writer);
+    if (!error) error = pthread_mutex_init(&tree->gate, NULL);
     for (unsigned i = 0; i < SLOTS && !error; i++) error = pthread_rwlock_init(&tree->slots[i].lock, NULL);
     return -error;
 }
 
 void tree_destroy(struct mirror *mirror) {
+    pthread_rwlock_destroy(&mirror->tree.moving);
     pthread_mutex_destroy(&mirror->tree.gate);
     for (unsigned i = 0; i < SLOTS; i++) pthread_rwlock_destroy(&mirror->tree.slots[i].lock);
 }
@@ -71,6 +78,12 @@ void tree_barrier(struct mirror *mirror, bool enforcing) {
     tree_changed(mirror);
     tree_unlock(mirror);
 }
+
+/* What a look at the backing tree has found must not be remembered after a directory was moved away from there. The
+ * kernel orders its own lookups with renames; those of the control socket by path are ordered here. */
+void tree_move_begin(struct mirror *mirror) { pthread_rwlock_wrlock(&mirror->tree.moving); }
+void tree_look_begin(struct mirror *mirror) { pthread_rwlock_rdlock(&mirror->tree.moving); }
+void tree_end(struct mirror *mirror) { pthread_rwlock_unlock(&mirror->tree.moving); }
 
 /* ---- what lies below what ------------------------------------------------------------------------------- */
 

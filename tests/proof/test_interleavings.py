@@ -295,11 +295,11 @@ def below(setting: Setting, rules: tree.Rules | None = None) -> Scene:
     parents, holds, removals, *more = setting
 
     def scene() -> tuple[Shared, dict[str, Process]]:
-        world = tree.world(rules or tree.Rules(), parents, workers=len(removals))
+        world = tree.world(rules or tree.Rules(), parents)
         holders = {hold.holder: tree.holder(world, hold) for hold in holds}
         removers = {
-            f"{'mover' if removal.moving else 'remover'} {slot + 1}": tree.remover(world, removal, slot)
-            for slot, removal in enumerate(removals)
+            f"{'mover' if removal.moving else 'remover'} {number}": tree.remover(world, removal)
+            for number, removal in enumerate(removals, 1)
         }
         lookers = {"looker": tree.looker(world, MOVING)} if LOOK in more else {}
         return world, {**holders, **removers, **lookers}

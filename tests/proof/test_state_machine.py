@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from exclfs.holds.hold import Hold, Inode
 
-EXAMPLES: Final = int(os.environ.get("EXCLFS_PROOF_EXAMPLES", "60"))
+EXAMPLES: Final = int(os.environ.get("EXCLFS_PROOF_EXAMPLES", "40"))
 WIDE: Final = 0.04
 WINDOW: Final = float(os.environ.get("EXCLFS_TEST_WINDOW", "0"))
 """Seconds between test and system call of the mirror that is tested, if it was built so."""
@@ -266,7 +266,7 @@ class ExclfsAgainstAPlainTree(RuleBasedStateMachine):
             happens()
 
         self.events.clear()
-        self.same(wanted, asked)
+        happened = self.same(wanted, asked)
         told = [event for event in self.events if isinstance(event, Refused)]
         if self.keeper.mode is Mode.OFF:
             assert not told
@@ -281,6 +281,22 @@ class ExclfsAgainstAPlainTree(RuleBasedStateMachine):
                 node.ino = (self.place / path).lstat().st_ino
         if self.keeper.mode is not Mode.ENFORCE:
             self.sweep()
+        if happened:
+            self.try_everything()
+
+    @rule()
+    def try_everything(self) -> None:
+        """Every name is removed as what it is not, which is refused or fails, and changes nothing."""
+        for path, directory, node in list(self.tree.walk()):
+            op, operation, error = Op.RMDIR, Operation.RMDIR, errno.ENOTDIR
+            if node.is_directory:
+                op, operation, error = Op.UNLINK, Operation.UNLINK, errno.EISDIR
+            if self.keeper.mode is Mode.ENFORCE and self.holds.refusing(Victim(operation, node, directory)):
+                error = errno.EBUSY
+            above, _, name = path.rpartition("/")
+            body = name.encode() + b"\0"
+            failed = errno_of(partial(self.ask, op, above, body))
+            assert errno.errorcode[failed] == errno.errorcode[error], f"{operation} of {path}"
 
     # --- holding ------------------------------------------------------------------------------------------------------
 
@@ -335,6 +351,7 @@ class ExclfsAgainstAPlainTree(RuleBasedStateMachine):
                 for held, hold in zip(wanted, placed, strict=True):
                     held.id = hold.id
                 self.holds.all += wanted
+                self.try_everything()
         finally:
             for inode in inodes:
                 self.mirror.release(inode)
@@ -395,36 +412,46 @@ class ExclfsAgainstAPlainTree(RuleBasedStateMachine):
         assert len(self.keeper.registry) <= before
 
     @precondition(lambda self: self.keeper.mode is Mode.ENFORCE)
-    @rule(which=WHICH, holder=st.sampled_from(HOLDERS), verdict_first=st.booleans())
-    def contest(self, which: int, holder: str, verdict_first: bool) -> None:
-        """A hold that is placed while a removal of the last link is under way: one of the two wins."""
+    @rule(which=WHICH, holder=st.sampled_from(HOLDERS), below=st.booleans(), verdict_first=st.booleans())
+    def contest(self, which: int, holder: str, below: bool, verdict_first: bool) -> None:
+        """A hold that is placed while a removal of the last link is under way: one of the two wins.
+
+        With `below` it is a hold on the names of the directory: then the removal may have been done before.
+        """
         last = [found for found in self.tree.walk() if len(self.tree.links(found[2])) == 1 and not found[2].entries]
         if not last:
             return
         path, directory, node = last[which % len(last)]
         operation = Operation.RMDIR if node.is_directory else Operation.UNLINK
         refusing = self.holds.refusing(Victim(operation, node, directory))
-        inode = self.mirror.resolve(path.encode(), os.geteuid(), os.getegid(), ())
+        above, _, name = path.rpartition("/")
+        held_path, held_node = (above, directory) if below else (path, node)
+        inode, victim = (
+            self.mirror.resolve(named.encode(), os.geteuid(), os.getegid(), ()) for named in (held_path, path)
+        )
         self.nodeid(path)
         unique = self.begin_removal(operation, path)
         question = self.rig.policy.question() if self.is_under_way() else None
         said = self.verdict(question) if question is not None and verdict_first else None
+        flags = Flags.NO_REMOVE_BELOW if below else Flags.NO_REMOVE
         placed: tuple[Hold, ...] = ()
         with suppress(Gone):
-            placed = self.trylock([(inode, path)], Flags.NO_REMOVE, holder, connected=False)
+            placed = self.trylock([(inode, held_path)], flags, holder, connected=False)
+        was_there = os.path.lexists(self.place / path)
         if question is not None:
             self.rig.policy.answer(question, self.verdict(question) if said is None else said)
         refused = errno_of(lambda: self.reply(unique))
         self.mirror.release(inode)
+        self.mirror.release(victim)
         assert refused in (0, errno.EBUSY)
-        assert refused or not placed, "it is held, and removed"
-        assert placed or not refused, "it is neither held nor removed"
+        assert refused or not placed or not was_there, "it is held, and removed"
+        assert placed if below else bool(placed) == bool(refused), "it is neither held nor removed"
         assert refused or not refusing
-        if refused:
-            self.holds.all.append(Held(placed[0].id, node, Flags.NO_REMOVE, holder, None, []))
-        else:
-            del directory.entries[path.rpartition("/")[2]]
-            self.gone.append(inode)
+        if placed:
+            self.holds.all.append(Held(placed[0].id, held_node, flags, holder, None, []))
+        if not refused:
+            del directory.entries[name]
+            self.gone.append(victim)
             self.sweep()
 
     def begin_removal(self, operation: Operation, path: str) -> int:

@@ -19,7 +19,10 @@ from typing import Final
 
 from attrs import define, frozen
 from interleavings import Process, Shared, Step, Violation
+from removals_and_holds import Stripe
 
+WORKERS, THREAD = 0, 1
+"""The slot that the workers share, and that of the questions' thread."""
 ROOT: Final = 0
 """The number of the root; the other directories have the numbers from 1."""
 
@@ -82,8 +85,8 @@ class World(Shared):
 
     rules: Rules
     directories: list[Directory]
-    slots: list[bool]
-    """Which are taken: one for each worker, and the last one for the questions' thread."""
+    slots: list[Stripe]
+    """One for the workers, which may share it, and one for the questions' thread."""
     gate_is_taken: bool = False
     changing: int = 0
     below: int = 0
@@ -96,7 +99,7 @@ class World(Shared):
 
     def at_the_end(self) -> None:
         """Nothing is left of what has ended."""
-        if self.below or self.changing or self.gate_is_taken or any(self.slots):
+        if self.below or self.changing or self.gate_is_taken or any(slot.sharing or slot.taken for slot in self.slots):
             raise Violation("something is left of what has ended")
 
     def loop_is_free(self) -> bool:
@@ -104,9 +107,6 @@ class World(Shared):
 
     def thread_is_free(self) -> bool:
         return not self.thread_is_busy
-
-    def slot_is_free(self, slot: int) -> bool:
-        return not self.slots[slot]
 
     def gate_is_free(self) -> bool:
         return not self.gate_is_taken
@@ -122,10 +122,10 @@ class World(Shared):
         return None
 
 
-def world(rules: Rules, parents: tuple[int, ...], workers: int) -> World:
+def world(rules: Rules, parents: tuple[int, ...]) -> World:
     """The root, and directories with these parents, before anything happens."""
     directories = [Directory(None), *(Directory(parent) for parent in parents)]
-    return World(rules, directories, [False] * (workers + 1))
+    return World(rules, directories, [Stripe(), Stripe()])
 
 
 # --- the tree lock (tree.c) -------------------------------------------------------------------------------------------
@@ -138,37 +138,39 @@ def share_tree(world: World, slot: int) -> Generator[Step, None, None]:
     yield "looks whether anybody waits to change the tree"
     if world.changing:
         yield "goes through the gate", world.gate_is_free
-    yield "takes its slot", lambda: world.slot_is_free(slot)
-    world.slots[slot] = True
+    yield "shares its slot", world.slots[slot].can_be_shared
+    world.slots[slot].sharing += 1
 
 
 def release_tree(world: World, slot: int) -> None:
     """tree_release()."""
     if world.rules.sharing:
-        world.slots[slot] = False
+        world.slots[slot].sharing -= 1
 
 
 def lock_tree(world: World, *, wait: bool) -> Generator[Step, None, bool]:
     """tree_lock(): the gate, and all slots."""
     if not wait:
-        if world.gate_is_taken or any(world.slots):
+        if world.gate_is_taken or not all(slot.can_be_taken() for slot in world.slots):
             return False
-        world.slots[:] = [True] * len(world.slots)
         world.gate_is_taken = True
+        for slot in world.slots:
+            slot.taken = True
         return True
     world.changing += 1
     yield "takes the gate", world.gate_is_free
     world.gate_is_taken = True
-    for slot in range(len(world.slots)):
-        yield "takes every slot", lambda slot=slot: world.slot_is_free(slot)  # type: ignore[misc]
-        world.slots[slot] = True
+    for slot in world.slots:
+        yield "takes a slot", slot.can_be_taken
+        slot.taken = True
     world.changing -= 1
     return True
 
 
 def unlock_tree(world: World) -> None:
     """tree_unlock()."""
-    world.slots[:] = [False] * len(world.slots)
+    for slot in world.slots:
+        slot.taken = False
     world.gate_is_taken = False
 
 
@@ -239,9 +241,9 @@ class Removal:
     to: int | None = None
 
 
-def remover(world: World, removal: Removal, slot: int) -> Process:
+def remover(world: World, removal: Removal) -> Process:
     """Asks for a removal until it is done or refused."""
-    asked_about = yield from serve(world, removal, slot, None)
+    asked_about = yield from serve(world, removal, WORKERS, None)
     while asked_about is not None:
         yield "is given a verdict", world.loop_is_free
         world.loop_is_busy = True
@@ -251,7 +253,7 @@ def remover(world: World, removal: Removal, slot: int) -> Process:
             return "EBUSY"
         yield "has the verdict heard", world.thread_is_free
         world.thread_is_busy = True
-        asked_about = yield from serve(world, removal, len(world.slots) - 1, asked_about)
+        asked_about = yield from serve(world, removal, THREAD, asked_about)
         world.thread_is_busy = False
     return "removed"
 
