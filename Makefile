@@ -9,7 +9,7 @@ export PYTHON
 .PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize fuzz stress hold-open-rounds bench bench-holding clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 # The package is installed editable: Python changes need nothing, a change of the C sources builds it again. A dev
 # environment serves the demo as well, so the demo never installs less than is there.

@@ -225,8 +225,8 @@ def _stay(server: Server, place: Place, *, as_json: bool) -> int:
     return advice.OK
 
 
-class _Enough(Exception):
-    """The user has said that the hold is to end."""
+class _Enough(BaseException):
+    """The user has said that the hold is to end. Raised wherever the signal comes, so nobody on the way may take it."""
 
 
 @contextlib.contextmanager

@@ -77,6 +77,7 @@ def test_a_line_names_both_sides(mounted: Mounted) -> None:
         "path": str(path),
         "inode": str(inode),
         "dev": str(mounted.backing.stat().st_dev),
+        "enforced": "yes",
         "requester_comm": "rmdir",
         "requester_uid": "0",
         "holders": "1",
@@ -238,7 +239,7 @@ def test_a_file_and_status_says_where(tmp_path: Path) -> None:
         assert document("status", tmp_path / "mnt")["log"] == f"file {log}"
         command("hold", tmp_path / "mnt/directory", "--", "rmdir", tmp_path / "mnt/directory", status=1)
         assert oct(log.stat().st_mode & 0o777) == "0o640"
-    assert [fields(line)["event"] for line in log.read_text().splitlines()] == ["locked", "refused", "unlocked"]
+    assert [fields(line)["event"] for line in log.read_text().splitlines()] == ["locked", "refused", "reaped"]
 
 
 def test_a_relative_file_is_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,4 +265,4 @@ def test_in_the_foreground_it_is_stderr_where_there_is_nothing_better(tmp_path: 
         server.terminate()
         _, said = server.communicate(timeout=30)
     assert server.returncode == 0
-    assert [fields(line)["event"] for line in said.splitlines()] == ["locked", "refused", "unlocked"]
+    assert [fields(line)["event"] for line in said.splitlines()] == ["locked", "refused", "reaped"]

@@ -8,8 +8,7 @@ What is modelled, and where it is for real:
 
 - a path that the control socket looks up, which says anew where a directory is: exclfs/mirror/paths.c
 
-Of the stripes there is that of a directory that is moved, without which a look would not be ordered with the move. The
-others are left out: removals_and_holds.py has them, and they order what concerns one inode.
+The stripes are left out: removals_and_holds.py has them, and they order what concerns one inode.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from interleavings import Process, Shared, Step, Violation
 from removals_and_holds import Stripe
 
@@ -42,7 +41,7 @@ class Rules:
     holds_are_counted: bool = True
     """A hold that begins to reach below, or ends, is another generation of the tree."""
     looks_are_ordered: bool = True
-    """Who looks a name up and remembers where it leads takes the stripe: nothing is moved between the two."""
+    """While somebody looks a name up and has it remembered where it leads, no directory is moved."""
 
 
 @frozen
@@ -70,10 +69,6 @@ class Directory(Shared):
     held: bool = False
     """Its word: NO_REMOVE_BELOW is set."""
     remembered: Remembered | None = None
-    being_moved: int = 0
-    """How many share its stripe to move it."""
-    being_looked_up: bool = False
-    """Its stripe is taken."""
 
     def __attrs_post_init__(self) -> None:
         self.known_parent = self.parent
@@ -87,6 +82,8 @@ class World(Shared):
     directories: list[Directory]
     slots: list[Stripe]
     """One for the workers, which may share it, and one for the questions' thread."""
+    moving: Stripe = field(factory=Stripe)
+    """The lock that who moves a directory takes alone, and who looks a path up shares."""
     gate_is_taken: bool = False
     changing: int = 0
     below: int = 0
@@ -259,18 +256,16 @@ def remover(world: World, removal: Removal) -> Process:
 
 
 def looker(world: World, number: int) -> Process:
-    """Looks the name of a directory up, by a path, and has the mirror remember where it is: path_way()."""
-    directory = world.directories[number]
+    """Looks the name of a directory up, by a path, and has the mirror remember where it is: step_down()."""
     if world.rules.looks_are_ordered:
-        yield "takes the stripe", lambda: not directory.being_moved
-        directory.being_looked_up = True
+        yield "shares the lock for moves", world.moving.can_be_shared
+        world.moving.sharing += 1
     yield "looks the name up"
-    parent = directory.parent
+    parent = world.directories[number].parent
     yield "has it remembered"
-    if directory.known_parent != parent:
-        directory.known_parent = parent
-        world.generation += world.rules.moves_are_counted
-    directory.being_looked_up = False
+    yield from remember(world, number, parent)
+    if world.rules.looks_are_ordered:
+        world.moving.sharing -= 1
     return "seen"
 
 
@@ -293,23 +288,23 @@ def serve(world: World, removal: Removal, slot: int, proceed: int | None) -> Gen
         release_tree(world, slot)
         alone = yield from lock_tree(world, wait=True)
 
-    if removal.moving is not None:
-        moving = world.directories[removal.moving]
-        yield "shares the stripe", lambda: not moving.being_looked_up
-        moving.being_moved += 1
     yield "reads the generation of the tree"
     tested = world.generation
     covered = yield from covers(world, removal.directory)
     asks = covered and not (proceed is not None and (proceed == tested or not world.rules.generations))
     if not asks:
+        if removal.moving is not None:
+            world.moving.wanted += 1
+            yield "takes the lock for moves", world.moving.can_be_taken
+            world.moving.wanted -= 1
+            world.moving.taken = True
         yield "makes the system call"
         if holder := world.holding(removal.directory):
             raise Violation(f"a name is removed below what {holder} holds")
         if removal.moving is not None:
             yield from move(world, removal)
+            world.moving.taken = False
 
-    if removal.moving is not None:
-        moving.being_moved -= 1
     if alone:
         unlock_tree(world)
     else:
@@ -318,11 +313,18 @@ def serve(world: World, removal: Removal, slot: int, proceed: int | None) -> Gen
 
 
 def move(world: World, removal: Removal) -> Generator[Step, None, None]:
-    """renameat2(2), which was just called, and inode_moved()."""
+    """renameat2(2), which was just called, and what renamed() does then."""
     assert removal.moving is not None
-    directory = world.directories[removal.moving]
-    directory.parent = removal.to
-    yield "remembers the new parent"
-    directory.known_parent = removal.to
-    yield "counts the generation up"
-    world.generation += world.rules.moves_are_counted
+    world.directories[removal.moving].parent = removal.to
+    yield "has the new parent remembered"
+    yield from remember(world, removal.moving, removal.to)
+
+
+def remember(world: World, number: int, parent: int | None) -> Generator[Step, None, None]:
+    """inode_moved()."""
+    if world.directories[number].known_parent == parent:
+        return
+    world.directories[number].known_parent = parent
+    yield "counts the generation up, if any hold reaches below"
+    if world.below:
+        world.generation += world.rules.moves_are_counted
