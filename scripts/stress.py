@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from harness import Mounted
 
-WINDOW_US: Final = 500
+WINDOW_US: Final = 1500
 """Longer than an answer takes to reach the holder, who has to see what happens after it."""
 PAIRS: Final = 8
 """Of processes."""
