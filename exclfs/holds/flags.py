@@ -45,6 +45,9 @@ OF_DIRECTORIES: Final = Flags.EXCL_SUBTREE | Flags.NO_REMOVE_BELOW
 """What only a directory can have."""
 PINNED: Final = 1 << 6
 """In the mirror's word of an inode: a PIN_PATH hold lies below it. No flag of a hold on this inode."""
+BARE: Final = 1 << 7
+"""In the mirror's word of an inode whose holds have no flags: claims that are none (Mode.WARN). It refuses nothing, but
+an inode with a word is one that the mirror goes on knowing."""
 
 
 class Operation(enum.StrEnum):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import evolve
 
 from exclfs.holds.errors import Held, NoSuchHold
-from exclfs.holds.flags import CLAIMS, NOTHING, PINNED, Flags, Operation, Place, conflicts, refuses
+from exclfs.holds.flags import BARE, CLAIMS, NOTHING, PINNED, Flags, Operation, Place, conflicts, refuses
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.lifetime import OF_A_PROCESS, Time
 
@@ -237,8 +237,11 @@ class Registry:
         return flags
 
     def word(self, inode: Inode) -> int:
-        """What the mirror's flags word of this inode must be: its flags, and whether it is pinned by what is below."""
-        return self.flags(inode).value | (PINNED if inode in self._pins else 0)
+        """What the mirror's flags word of this inode must be: never 0 while a hold is on it, or pins it from below."""
+        flags = self.flags(inode).value
+        if not flags and inode in self._by_inode:
+            flags = BARE
+        return flags | (PINNED if inode in self._pins else 0)
 
     # --- what they refuse ---------------------------------------------------------------------------------------------
 

@@ -79,6 +79,8 @@ class Authority:
 
     async def _may_place(self, inode: Inode, path: str, flags: Flags, who: Credentials) -> None:
         attributes = self.mirror.attributes(inode)
+        if attributes.nlink == 0:
+            raise Gone(inode)  # before anybody asks who claims the place where it was
         if flags & OF_DIRECTORIES and not stat.S_ISDIR(attributes.mode):
             raise BadHold(f"{path} is not a directory, which {', '.join((flags & OF_DIRECTORIES).names)} needs")
         if who.uid not in (0, attributes.uid):

@@ -107,9 +107,9 @@ class Tree:
             self._names[entry.parent, entry.name] = inode
 
     def remove(self, inode: Inode) -> None:
-        """Takes all its names away."""
+        """Takes all its names away. Where it was seen last is still remembered, as the mirror does."""
         entry = self._entries[inode]
-        entry.parent, entry.attributes = None, evolve(entry.attributes, nlink=0)
+        entry.attributes = evolve(entry.attributes, nlink=0)
         self._names = {name: named for name, named in self._names.items() if named != inode}
 
     def forget(self, inode: Inode) -> None:

@@ -75,6 +75,20 @@ async def test_a_claim_that_conflicts_is_none(mode: Mode) -> None:
     assert await scene.hold(scene.one), "what was no claim then is none now"
 
 
+@pytest.mark.parametrize("mode", LENIENT)
+async def test_a_claim_that_is_none_keeps_its_inode_known(mode: Mode) -> None:
+    scene = Scene(mode=mode)
+    first = await scene.hold(scene.one, flags=Flags.EXCL_INUSE)
+    bare = await scene.hold(scene.one, flags=Flags.EXCL_INUSE, requester=ROOT)
+    await scene.unlock(first)
+    assert bare.flags == Flags(0)
+    assert scene.tree.words[scene.one], "the mirror lets the kernel forget an inode whose word is zero"
+    assert scene.keeper.verdict(Operation.UNLINK, scene.one, "/mnt/one", lambda: BOB) == ()
+    assert "refused" not in scene.told
+    await scene.unlock(bare, requester=ROOT)
+    assert scene.tree.words[scene.one] == 0
+
+
 async def test_a_claim_that_conflicts_is_told_when_warning() -> None:
     scene = Scene(mode=Mode.WARN)
     first = await scene.hold(scene.top, flags=SUBTREE)

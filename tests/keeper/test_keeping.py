@@ -13,6 +13,7 @@ from exclfs.holds.errors import BadHold, Gone, Held, NoSuchHold, NotPermitted
 from exclfs.holds.events import Broken, LockFailed, UnlockBad
 from exclfs.holds.flags import DEFAULT, Flags
 from exclfs.holds.lifetime import Connection, Unmount
+from exclfs.holds.mode import Mode
 
 if TYPE_CHECKING:
     from exclfs.holds.holder import Process
@@ -204,6 +205,17 @@ async def test_the_last_link_gone_is_no_hold(scene: Scene) -> None:
         await scene.trylock(scene.one)
     scene.must_be_as_if_nothing_had_happened()
     assert scene.told == []
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_what_is_gone_is_gone_whoever_claims_where_it_was(mode: Mode) -> None:
+    scene = Scene(mode=mode)
+    claim = await scene.hold(scene.top, flags=Flags.EXCL_SUBTREE, requester=ROOT)
+    scene.tree.remove(scene.leaf)
+    with pytest.raises(Gone):
+        await scene.trylock(scene.leaf)
+    assert scene.told == ["locked"]
+    assert scene.holds == (claim,)
 
 
 async def test_a_removal_in_flight_is_waited_for_while_verdicts_go_on(scene: Scene) -> None:
