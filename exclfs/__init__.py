@@ -31,8 +31,11 @@ if TYPE_CHECKING:
         NotAMount,
         WrongServer,
     )
-    from exclfs.client.functions import events, hold, inuse, release, why
+    from exclfs.client.functions import events, hold, inuse, release
     from exclfs.client.sync_client import Client, Events, connect
+    from exclfs.diagnosis.asking import why
+    from exclfs.diagnosis.attempts import Attempt
+    from exclfs.diagnosis.findings import Diagnosis, Unread
     from exclfs.holds.errors import (
         BadHold,
         BadObject,
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     from exclfs.wire.messages import Cause, Status, WhyReply
 
 __all__ = [
+    "Attempt",
     "BadAnswer",
     "BadHold",
     "BadObject",
@@ -75,6 +79,7 @@ __all__ = [
     "ClientError",
     "Close",
     "Connection",
+    "Diagnosis",
     "Disconnected",
     "Event",
     "Events",
@@ -112,6 +117,7 @@ __all__ = [
     "UnlockBad",
     "Unlocked",
     "Unmount",
+    "Unread",
     "WhyReply",
     "WrongServer",
     "__version__",
@@ -126,8 +132,11 @@ __all__ = [
 
 _HOMES: Final = {
     "exclfs.client.errors": "BadAnswer ClientError Disconnected Listening NoAnswer NoServer NotAMount WrongServer",
-    "exclfs.client.functions": "events hold inuse release why",
+    "exclfs.client.functions": "events hold inuse release",
     "exclfs.client.sync_client": "Client Events connect",
+    "exclfs.diagnosis.asking": "why",
+    "exclfs.diagnosis.attempts": "Attempt",
+    "exclfs.diagnosis.findings": "Diagnosis Unread",
     "exclfs.holds.errors": "BadHold BadObject Gone Held HoldError NoSuchHold NotKept NotPermitted UnknownFlag",
     "exclfs.holds.events": (
         "Broken Event Expired LockFailed Locked ModeChanged Orphaned Reaped Refused UnlockBad Unlocked"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from exclfs import diagnosis
+from exclfs.diagnosis import holding
 from exclfs.fuse import session
 from exclfs.fuse.operations import Policy
 from exclfs.fuse.xattrs import Xattrs
@@ -254,7 +254,7 @@ class _Server:
     def _policy(self) -> Policy:
         return Policy(
             keeper=self._keeper,
-            xattrs=Xattrs(self._keeper, diagnosis.explain, self._control.path),
+            xattrs=Xattrs(self._keeper, holding.explain, self._control.path),
             mirror=self._mirror,
             mountpoint=self._settled.mountpoint,
             describe=processes.describe,
@@ -273,7 +273,7 @@ class _Server:
             keeper=self._keeper,
             objects=objects,
             status=self._status,
-            why=diagnosis.why,
+            why=holding.why,
             watch=self._reaper.watch,
             settle=self._reaper.settle,
         )

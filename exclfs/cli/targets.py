@@ -144,7 +144,10 @@ class Servers:
         clients = self.everywhere()
         if len(clients) == 1 and not any(ids.values()):
             return {clients[0]: list(ids)}
-        known = {client: {hold.id for hold in client.holds()} for client in clients}
+        known: dict[Client, set[str]] = {}
+        for client in clients:
+            with contextlib.suppress(ClientError):  # a mount that has ended since has no holds
+                known[client] = {hold.id for hold in client.holds()}
         found: dict[Client, list[str]] = {}
         for name, no_mount in ids.items():
             those_with_it = [client for client, there in known.items() if name in there]

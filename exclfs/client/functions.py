@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from exclfs.client.sync_client import Events
     from exclfs.holds.flags import Flags
     from exclfs.holds.hold import Hold
-    from exclfs.wire.messages import WhyReply
 
 
 @overload
@@ -117,16 +116,6 @@ def release(path: Path, *, break_it: bool = False, reason: str = "") -> tuple[Ho
     """
     with connect(path) as client:
         return client.release(path=path, break_it=break_it, reason=reason)
-
-
-def why(path: Path) -> WhyReply:
-    """Why a removal of `path` is refused: `blocked`, and the `causes`, each with its sentence and its hold.
-
-    Raises:
-        NotAMount, NoServer, ClientError, OSError: as exclfs.holds().
-    """
-    with connect(path) as client:
-        return client.why(path)
 
 
 def events(path: Path, *, own: bool = False) -> Events:

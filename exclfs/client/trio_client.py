@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from exclfs.holds.hold import Hold
     from exclfs.wire.messages import EventsReply, Status, WhyReply
 
-__all__ = ["AsyncClient", "AsyncEvents", "connect", "events", "hold", "holds", "inuse", "release", "why"]
+__all__ = ["AsyncClient", "AsyncEvents", "connect", "events", "hold", "holds", "inuse", "release"]
 
 TO_RELEASE: Final = 5.0
 """Seconds that a release may take when a cancelled block is left; then closing the connection has to do."""
@@ -127,12 +127,6 @@ async def release(path: Path, *, break_it: bool = False, reason: str = "") -> tu
     """Releases every hold of the caller on `path`, and returns them: see exclfs.release()."""
     async with await connect(path) as client:
         return await client.release(path=path, break_it=break_it, reason=reason)
-
-
-async def why(path: Path) -> WhyReply:
-    """Why a removal of `path` is refused: see exclfs.why()."""
-    async with await connect(path) as client:
-        return await client.why(path)
 
 
 @contextlib.asynccontextmanager

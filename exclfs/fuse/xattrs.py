@@ -17,6 +17,7 @@ from exclfs.holds.discretion import as_seen_by
 from exclfs.holds.errors import BadHold, NoSuchHold
 from exclfs.holds.holder import Holder
 from exclfs.holds.lifetime import Unmount
+from exclfs.holds.mode import Mode
 from exclfs.host.names import printable
 from exclfs.wire.shapes import holds_document, refusals_document
 
@@ -44,7 +45,7 @@ class Xattrs:
     """
 
     keeper: Keeper
-    explain: Callable[[str, Sequence[Hold], Inode], str]
+    explain: Callable[..., str]
     socket: str
 
     def get(self, name: bytes, inode: Inode, path: str, uid: int) -> bytes | None:
@@ -55,7 +56,7 @@ class Xattrs:
             case b"flags":
                 return ",".join(self.keeper.registry.flags(inode).names).encode()
             case b"why":
-                return self.explain(path, self.keeper.covering(inode), inode).encode(errors="backslashreplace")
+                return self._why(inode, path).encode(errors="backslashreplace")
             case b"refusals":
                 refusals = tuple(refusal for refusal in self.keeper.refusals if refusal.inode == inode)
                 return refusals_document(as_seen_by(uid, refusals))
@@ -65,6 +66,10 @@ class Xattrs:
             case b"socket":
                 return self.socket.encode(errors="surrogateescape")
         return None
+
+    def _why(self, inode: Inode, path: str) -> str:
+        enforced = self.keeper.mode is Mode.ENFORCE
+        return self.explain(path, self.keeper.covering(inode), inode, enforced=enforced)
 
     async def set_hold(
         self, value: bytes, inode: Inode, path: str, requester: Process, credentials: Credentials

@@ -37,7 +37,6 @@ from exclfs.wire.messages import MAX_DESCRIPTORS, EventsReply, HoldCall
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from exclfs.holds.hold import Hold, Inode
     from exclfs.holds.holder import Process
     from exclfs.holds.lifetime import Exit
     from exclfs.keeper import Keeper
@@ -66,8 +65,8 @@ class ControlServer:
     objects: Objects
     status: Callable[[], Status]
     """What the server says of itself now. Must not block."""
-    why: Callable[[str, Sequence[Hold], Inode], Sequence[Cause]]
-    """The causes that these holds are of this path, which leads to this inode (exclfs.diagnosis.why)."""
+    why: Callable[..., Sequence[Cause]]
+    """The causes that these holds are of this path, which leads to this inode (exclfs.diagnosis.holding.why)."""
     watch: Callable[[int, int], tuple[Exit, Process]]
     """Has holds end with the process of a pidfd, for this uid (Reaper.watch)."""
     settle: Callable[[Exit], None]

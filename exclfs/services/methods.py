@@ -65,7 +65,7 @@ class Methods:
     lifetimes: Lifetimes
     attendance: Attendance
     status: Callable[[], Status]
-    why: Callable[[str, Sequence[Hold], Inode], Sequence[Cause]]
+    why: Callable[..., Sequence[Cause]]
     peer: Peer
     connection: Connection
 
@@ -143,9 +143,9 @@ class Methods:
 
     async def _why(self, call: WhyCall, passed: Passed) -> WhyReply:
         (found,) = await self._find([call.object], passed)
-        causes = tuple(self.why(found.path, self.keeper.covering(found.inode), found.inode))
         enforced = self.keeper.mode is Mode.ENFORCE
-        return WhyReply(found.path, blocked=enforced and any(cause.blocks for cause in causes), causes=causes)
+        causes = tuple(self.why(found.path, self.keeper.covering(found.inode), found.inode, enforced=enforced))
+        return WhyReply(found.path, blocked=any(cause.blocks for cause in causes), causes=causes)
 
     async def _mode(self, call: ModeCall) -> Mode:
         if call.mode is not None:

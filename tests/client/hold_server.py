@@ -176,7 +176,9 @@ class HoldServer:
                 return HoldsReply(tuple(hold for hold in holds if call.holder in {None, hold.holder.name}))
             case WhyCall():
                 holds = self._on(call.object, passed)
-                causes = tuple(Cause("hold", f"{hold.holder.name} holds it", ("unlink",), hold) for hold in holds)
+                causes = tuple(
+                    Cause("hold", f"{hold.holder.name} holds it", ("unlink",), (), (), hold=hold) for hold in holds
+                )
                 return WhyReply(self._find(call.object, passed)[1], bool(holds), causes)
             case ModeCall():
                 self.mode = call.mode or self.mode

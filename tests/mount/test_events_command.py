@@ -97,9 +97,9 @@ def test_following_shows_everything_as_it_happens(mounted: Mounted) -> None:
         assert f" refused      rmdir of {path} by " in said()
         command("hold", path, status=3)
         assert f" lock_failed  {path} was wanted by " in said()
-        command("release", hold.id, status=5)
+        command("release", path, status=5)
         assert f" unlock_bad   {hold.id} by " in said()
-        command("release", hold.id, "--break", "--reason", "away with it")
+        command("release", path, "--break", "--reason", "away with it")
         line = said()
         assert f" broken       {hold.id} on {path}, held by us" in line
         assert line.endswith("user root): away with it\n")

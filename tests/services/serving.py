@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, field, frozen
 
-from exclfs import diagnosis
+from exclfs.diagnosis import holding
 from exclfs.holds.flags import Operation
 from exclfs.holds.holder import Process
 from exclfs.holds.lifetime import Connection
@@ -123,7 +123,7 @@ async def serving(server: Server, patience: float = 1000) -> AsyncIterator[Runni
         keeper=server.keeper,
         objects=Objects(lookups, fuse_handle, str(server.tree), st_dev),
         status=status,
-        why=diagnosis.why,
+        why=holding.why,
         watch=server.reaper.watch,
         settle=server.reaper.settle,
         patience=patience,

@@ -143,7 +143,14 @@ EXCHANGES: list[tuple[Call[Any], object]] = [
     (HoldsCall(object=Object(fd=3), holder="build"), HoldsReply(())),
     (
         WhyCall(Object(path="")),
-        WhyReply(ODD, True, (Cause("hold", "held by build", ("rmdir",), HOLD), Cause("hold", "x", ()))),
+        WhyReply(
+            ODD,
+            True,
+            (
+                Cause("hold", "held by build", ("rmdir",), ("rename",), (), errno="EBUSY", hold=HOLD),
+                Cause("hold", "x", (), (), ()),
+            ),
+        ),
     ),
     (StatusCall(), StatusReply(STATUS)),
     (GetInfoCall(), GetInfoReply("exclfs", "exclfs", "1", "https://example.org", ("org.exclfs",))),

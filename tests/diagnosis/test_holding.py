@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import evolve
 
-from exclfs.diagnosis import blocked_by, explain, why
+from exclfs.diagnosis.holding import blocked_by, explain, why
 from exclfs.holds.flags import DEFAULT, Flags, Place
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
