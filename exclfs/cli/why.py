@@ -5,6 +5,7 @@ Exit code 0 says that something does, 1 that nothing does, 5 that nothing was fo
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -12,9 +13,11 @@ from cyclopts import Parameter
 from exclfs.cli import advice
 from exclfs.cli.output import path_to_json, say, say_json, shown
 from exclfs.diagnosis.asking import why as ask
+from exclfs.diagnosis.attempts import number
 from exclfs.wire.shapes import to_json
 
 if TYPE_CHECKING:
+    from exclfs.diagnosis.attempts import Attempt
     from exclfs.diagnosis.findings import Cause, Diagnosis
 
 _STATUS = {True: advice.OK, False: advice.NO, None: advice.NOT_PERMITTED}
@@ -60,33 +63,50 @@ def _say_json(found: Diagnosis) -> None:
 
 
 def _say(found: Diagnosis) -> None:
+    """First the answer, then what is in the way, what is in the way of something else, what is not, what is missing.
+
+    A cause that blocks something is two lines, of which the second is indented: what fails, how, and what does not.
+    What blocks nothing, and what could not be read, is one indented line for each under a line of its own.
+    """
     if found.attempt is not None:
-        say(_verdict(found))
-    for cause in found.causes:
-        say(shown(cause.text))
-        say(f"  {_labels(cause)}")
-    for gap in found.unread:
-        say(f"Not read: {shown(gap.text)}")
-    if found.attempt is None and not found.blocked:
+        say(_verdict(found.attempt, found))
+    elif not found.blocked:
         say(_nothing(found))
+    in_the_way = [cause for cause in found.causes if cause.blocks and found.attempt in (None, *cause.blocks)]
+    elsewhere = [cause for cause in found.causes if cause.blocks and cause not in in_the_way]
+    for cause in in_the_way:
+        _say_blocking(cause)
+    if elsewhere:
+        say(f"Not in the way of {found.attempt}, but of something else:")
+        for cause in elsewhere:
+            _say_blocking(cause, "  ")
+    harmless = [cause for cause in found.causes if not cause.blocks]
+    if harmless:
+        say(f"Blocks none of {', '.join(harmless[0].allows)}:")
+        for cause in harmless:
+            say(f"  {shown(cause.text)}")
+    if found.unread:
+        say("Could not be read:")
+        for gap in found.unread:
+            say(f"  {shown(gap.text)}")
 
 
-def _verdict(found: Diagnosis) -> str:
-    if found.blocked:
-        return f"{found.attempt} of {shown(found.path)} would fail now: {found.errno}."
+def _say_blocking(cause: Cause, indented: str = "") -> None:
+    others = f"; not {', '.join(cause.allows)}" if cause.allows else ""
+    say(f"{indented}{shown(cause.text)}")
+    say(f"{indented}  blocks {', '.join(cause.blocks)} ({cause.errno}){others}")
+
+
+def _verdict(attempt: Attempt, found: Diagnosis) -> str:
+    what = f"{attempt} of {shown(found.path)}"
+    if found.errno is not None:
+        return f"{what} would fail now: {found.errno}, {os.strerror(number(found.errno)).lower()}."
     if found.blocked is None:
-        return f"Nothing was found that makes {found.attempt} of {shown(found.path)} fail, but not all could be read."
-    return f"{found.attempt} of {shown(found.path)} would succeed now."
+        return f"Nothing was found that makes {what} fail, but not all could be read."
+    return f"{what} would succeed now."
 
 
 def _nothing(found: Diagnosis) -> str:
     if found.blocked is None:
         return f"Nothing was found that keeps {shown(found.path)} from being removed or renamed, but not all was read."
     return f"Nothing keeps {shown(found.path)} from being removed or renamed."
-
-
-def _labels(cause: Cause) -> str:
-    if not cause.blocks:
-        return f"blocks nothing: not {', not '.join(cause.allows)}"
-    others = f"; not {', not '.join(cause.allows)}" if cause.allows else ""
-    return f"blocks {', '.join(cause.blocks)} ({cause.errno}){others}"

@@ -36,17 +36,18 @@ class Attempt(StrEnum):
     """mount(2) of an overlay with this as its upper or work directory."""
 
 
-def possible(mode: int, *, mountpoint: bool) -> tuple[Attempt, ...]:
+def possible(mode: int, *, mountpoint: bool, may_mount: bool = True) -> tuple[Attempt, ...]:
     """What makes sense to be tried with an object.
 
     Args:
         mode: st_mode.
-        mountpoint: whether something is mounted there.
+        mountpoint: whether something is mounted there. Who may not unmount it may have somebody who does it for him.
+        may_mount: whether the asker may mount an overlay with it, as far as that depends on him and the filesystem.
     """
     attempts = [Attempt.RMDIR if stat.S_ISDIR(mode) else Attempt.UNLINK, Attempt.RENAME]
     if mountpoint:
         attempts.append(Attempt.UMOUNT)
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(mode) and may_mount:
         attempts.append(Attempt.OVERLAY_MOUNT)
     return tuple(attempts)
 
@@ -56,30 +57,32 @@ ORDER: Final = (
     "privilege",
     "not a mountpoint",
     "locked mount",
-    # On the way to the directory and to its name: link_path_walk(), mnt_want_write() (fs/namei.c).
+    # On the way to the directory and to its name: filename_parentat(), mnt_want_write() (fs/namei.c).
     "no way",
     "root",
     "read-only",
-    # May the directory be written? inode_permission(), in may_delete().
+    "no new name",
+    # may_delete(): is this anybody's, and may its directory be written (inode_permission())?
+    "unmapped owner",
     "immutable directory",
     "no permission",
     "append-only directory",
-    # May this be taken away? The rest of may_delete().
+    # The rest of may_delete(): may this be taken away, by this call?
     "sticky",
-    "unmapped owner",
-    "immutable",
     "append-only",
+    "immutable",
     "swap",
     "not a directory",
     "is a directory",
     "silly rename",
-    # vfs_rmdir(), vfs_unlink() and vfs_rename() themselves.
+    # vfs_rmdir(), vfs_unlink() and vfs_rename() themselves: has the filesystem such a call, is something mounted there?
+    "cannot be removed",
     "mountpoint",
-    # The filesystem.
+    # The filesystem, and behind one that is served the filesystem of the server.
     "hold",
     "open file",
+    "backing tree",
     "cgroup",
-    "cannot be removed",
     "not empty",
     # umount: do_umount(), propagate_mount_busy().
     "mount below",
@@ -89,6 +92,7 @@ ORDER: Final = (
     "root directory",
     "executable",
     "mapping",
+    "socket",
     # An overlay's layers: ovl_fill_super() (fs/overlayfs/super.c).
     "unsuitable filesystem",
     "overlay upper",
@@ -96,6 +100,11 @@ ORDER: Final = (
     "overlay lower",
 )
 """The kinds of causes that can make an attempt fail, in the order in which the kernel looks at them."""
+
+
+def rank(cause: Cause) -> int:
+    """How early the kernel looks at this; what never makes anything fail comes last."""
+    return ORDER.index(cause.kind) if cause.kind in ORDER else len(ORDER)
 
 
 @frozen
@@ -112,7 +121,7 @@ def outcome(attempt: Attempt, causes: Sequence[Cause], unread: Sequence[Unread])
     """How this attempt will end, as far as these causes tell."""
     in_the_way = [cause for cause in causes if attempt in cause.blocks]
     if in_the_way:
-        first = min(in_the_way, key=lambda cause: ORDER.index(cause.kind))
+        first = min(in_the_way, key=rank)
         return Outcome(blocked=True, errno=first.errno)
     if any(attempt in gap.may_block for gap in unread):
         return Outcome(blocked=None, errno=None)

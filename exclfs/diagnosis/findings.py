@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from exclfs.diagnosis.attempts import Attempt  # in the fields of Unread, which cattrs reads at run time
 from exclfs.wire.messages import Cause
 
 if TYPE_CHECKING:
-    from exclfs.diagnosis.attempts import Attempt
     from exclfs.diagnosis.subject import Subject
     from exclfs.holds.holder import Process
     from exclfs.host.view import Host

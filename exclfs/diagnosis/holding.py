@@ -107,7 +107,7 @@ def _let_happen(cause: Cause) -> Cause:
 
 def _of_open_file(path: str, hold: Hold, now: datetime) -> str:
     return (
-        f"{quoted(path)} is open: opened by {_holder(hold)} since {_time(hold.since, now)}. "
+        f"{quoted(path)} is open: opened by {_holder(hold)} since {time_in_words(hold.since, now)}. "
         f"It refuses {_enumerate(blocked_by(hold), 'and')} by other processes. "
         f"It ends {_ends(hold, now)}."
     )
@@ -116,7 +116,7 @@ def _of_open_file(path: str, hold: Hold, now: datetime) -> str:
 def _of_hold(path: str, hold: Hold, place: Place, now: datetime) -> str:
     reason = f": {printable(hold.reason).rstrip('.')}" if hold.reason else ""
     return (
-        f"{_whose(path, hold, place)} since {_time(hold.since, now)}{reason}. "
+        f"{_whose(path, hold, place)} since {time_in_words(hold.since, now)}{reason}. "
         f"{_refusals(hold, place)} "
         f'It ends {_ends(hold, now)}; "exclfs release --break {hold.id}" ends it now.'
     )
@@ -148,7 +148,8 @@ def _identity(holder: Holder) -> list[str]:
     return parts
 
 
-def _time(since: datetime, now: datetime) -> str:
+def time_in_words(since: datetime, now: datetime) -> str:
+    """A time in UTC, to the second; of the day that `now` is in without the date."""
     since, now = since.astimezone(UTC), now.astimezone(UTC)
     return since.strftime("%H:%M:%S UTC" if since.date() == now.date() else "%Y-%m-%d %H:%M:%S UTC")
 
@@ -177,7 +178,7 @@ def _end(end: End, now: datetime) -> str:
         case Exit():
             return f"when pid {end.pid} exits"
         case Time():
-            return f"at {_time(end.at, now)}"
+            return f"at {time_in_words(end.at, now)}"
         case Unmount():
             return "at unmount"
         case StateFile():

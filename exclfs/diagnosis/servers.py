@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from exclfs.client import discovery, sync_client
 from exclfs.client.errors import ClientError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from exclfs.diagnosis.subject import Subject
     from exclfs.host.view import Host
     from exclfs.wire.messages import Cause
+
+KINDS: Final = ("hold", "open file")
 
 _REMOVALS = (Attempt.RMDIR, Attempt.UNLINK, Attempt.RENAME)
 

@@ -7,14 +7,17 @@ lead elsewhere then.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 from exclfs.diagnosis.attempts import Attempt, possible
-from exclfs.host import identities
+from exclfs.host import identities, mount_rights
+from exclfs.host.processes import UNKNOWN_UID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +44,7 @@ class Subject:
     name: str
     """The last component; "" of /."""
     status: os.stat_result
+    """Of no more than the type, and of nobody (UNKNOWN_UID), if its filesystem does not tell."""
     identity: Identity
     mount: Mount
     """The mount on which it lies: where something is mounted there, that."""
@@ -74,6 +78,8 @@ def looked_up(path: str, host: Host) -> Iterator[Subject]:
 
 
 def _split(path: str) -> tuple[str, str]:
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     directory, name = os.path.split(path.rstrip("/") or "/")
     if name in (".", ".."):  # which name it has is known only where it leads to
         directory, name = os.path.split(os.path.realpath(path))
@@ -82,7 +88,7 @@ def _split(path: str) -> tuple[str, str]:
 
 def _subject(path: str, name: str, descriptor: int, parent: int, host: Host) -> Subject:
     canonical = os.path.join(os.readlink(f"/proc/self/fd/{parent}"), name)
-    status = os.stat(descriptor)
+    status = _status(descriptor)
     mount = host.mount_of(descriptor)
     is_mountpoint = os.fsdecode(mount.mountpoint) == canonical
     return Subject(
@@ -95,5 +101,27 @@ def _subject(path: str, name: str, descriptor: int, parent: int, host: Host) -> 
         identity=identities.of(descriptor, mount),
         mount=mount,
         is_mountpoint=is_mountpoint,
-        attempts=possible(status.st_mode, mountpoint=is_mountpoint),
+        attempts=possible(
+            status.st_mode, mountpoint=is_mountpoint, may_mount=mount.can_be_upper and mount_rights.may_mount()
+        ),
     )
+
+
+def _status(descriptor: int) -> os.stat_result:
+    """Its status; where its filesystem does not give that (the server of a FUSE mount is dead), no more than its type.
+
+    The type is known without asking: the kernel opens nothing but a directory as a directory.
+    """
+    try:
+        return os.stat(descriptor)
+    except OSError:
+        kind = stat.S_IFDIR if _is_directory(descriptor) else stat.S_IFREG
+        return os.stat_result((kind, 0, 0, 1, UNKNOWN_UID, UNKNOWN_UID, 0, 0, 0, 0))
+
+
+def _is_directory(descriptor: int) -> bool:
+    try:
+        os.close(os.open(f"/proc/self/fd/{descriptor}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

@@ -25,6 +25,18 @@ class Identity:
     """major:minor, as mountinfo has it."""
     inode: int
 
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Major and minor of the device."""
+        major, _, minor = self.device.partition(":")
+        return int(major), int(minor)
+
+    @property
+    def kernel_device(self) -> int:
+        """The device in one number, as the kernel counts (MKDEV() in include/linux/kdev_t.h); not that of stat(2)."""
+        major, minor = self.numbers
+        return major << 20 | minor
+
 
 def of(descriptor: int, mount: Mount) -> Identity:
     """Of what this descriptor of ours is open on, which lies on that mount."""

@@ -8,6 +8,7 @@ one exception, and says so.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 FSTYPE: Final = "fuse.exclfs"
 """The type under which exclfs mounts stand in mountinfo."""
 
+_IN_THE_KERNEL: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "proc", "sysfs", "btrfs", "zfs"})
+"""Filesystems without a block device of their own (their st_dev has major 0) and without a server."""
+_NEVER_UPPER: Final = frozenset({"overlay", "proc", "cgroup", "cgroup2"})
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
@@ -41,6 +45,10 @@ class Mount:
     source: bytes
     super_options: tuple[str, ...]
     """Of the filesystem: rw, user_id=0, …"""
+    peer_group: int | None = None
+    """What is mounted below one mount of a peer group appears below all of them (shared:N, mount_namespaces(7))."""
+    master: int | None = None
+    """The peer group from which mounts appear here, and not the other way round (master:N)."""
 
     def super_option(self, name: str) -> str | None:
         """The value of an option of the filesystem: "0" of user_id=0; "" of one without value; None if not there."""
@@ -55,6 +63,16 @@ class Mount:
         """The device as stat(2) gives it for files on this mount."""
         major, _, minor = self.device.partition(":")
         return os.makedev(int(major), int(minor))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether to look up a name on it asks the kernel and a disk at most: no server that might not answer."""
+        return self.fstype in _IN_THE_KERNEL or (not self.device.startswith("0:") and self.fstype != "fuseblk")
+
+    @property
+    def can_be_upper(self) -> bool:
+        """Whether overlayfs takes a directory on it as upper (ovl_mount_dir_check() in fs/overlayfs/params.c)."""
+        return self.fstype not in _NEVER_UPPER and "ro" not in (*self.options, *self.super_options)
 
 
 def parse(mountinfo: bytes) -> tuple[Mount, ...]:
@@ -132,10 +150,10 @@ def _parse_line(line: bytes) -> Mount:
     # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     fields, separator, filesystem = line.partition(b" - ")
     try:
-        number, parent, device, root, mountpoint, options = fields.split(b" ")[:6]
-        fstype, source, super_options = [*filesystem.split(b" "), b""][:3]
+        number, parent, device, root, mountpoint, options, *propagation = fields.split(b" ")
         if not separator:
             raise ValueError("no separator")
+        fstype, source, super_options = _filesystem(filesystem)
         return Mount(
             id=int(number),
             parent=int(parent),
@@ -143,9 +161,11 @@ def _parse_line(line: bytes) -> Mount:
             root=_unescape(root),
             mountpoint=_unescape(mountpoint),
             options=_options(options),
-            fstype=os.fsdecode(_unescape(fstype)),
-            source=_unescape(source),
-            super_options=_options(super_options),
+            fstype=fstype,
+            source=source,
+            super_options=super_options,
+            peer_group=_group(propagation, b"shared:"),
+            master=_group(propagation, b"master:"),
         )
     except ValueError as error:
         raise ValueError(f"not a line of mountinfo: {line!r}") from error
@@ -153,11 +173,26 @@ def _parse_line(line: bytes) -> Mount:
 
 def _unescape(field: bytes) -> bytes:
     """Space, tab, newline and backslash stand there as \\040, \\011, \\012 and \\134."""
-    return _OCTAL.sub(lambda octal: bytes([int(octal[1], 8) & 0xFF]), field)
+    return _OCTAL.sub(lambda octal: bytes([int(octal[1], 8) & 0xFF]), field) if b"\\" in field else field
 
 
+@functools.lru_cache(maxsize=4096)
+def _filesystem(fields: bytes) -> tuple[str, bytes, tuple[str, ...]]:
+    """Type, source and options of a filesystem: the same in every mount namespace that has it."""
+    fstype, source, super_options = [*fields.split(b" "), b""][:3]
+    return os.fsdecode(_unescape(fstype)), _unescape(source), _options(super_options)
+
+
+@functools.lru_cache(maxsize=4096)
 def _options(field: bytes) -> tuple[str, ...]:
     return tuple(os.fsdecode(_unescape(option)) for option in field.split(b",") if option)
+
+
+def _group(propagation: list[bytes], tag: bytes) -> int | None:
+    for field in propagation:
+        if field.startswith(tag):
+            return int(field.removeprefix(tag))
+    return None
 
 
 def _mount_of(path: bytes, flags: int) -> Mount:

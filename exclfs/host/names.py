@@ -6,6 +6,8 @@ it is one line that commands no terminal, forges no second line, and can be told
 
 from __future__ import annotations
 
+import shlex
+
 
 def printable(text: str) -> str:
     r"""The text with everything but printable characters escaped as in Python: \n, \x1b, \u202e, and \\ for itself.
@@ -20,6 +22,11 @@ def printable(text: str) -> str:
 def quoted(text: str) -> str:
     """The printable text in double quotes, with those that it has itself escaped."""
     return '"' + printable(text).replace('"', '\\"') + '"'
+
+
+def typed(name: str) -> str:
+    """The name as a word of a command for a shell, in one printable line."""
+    return printable(shlex.quote(name))
 
 
 def _escape(character: str) -> str:

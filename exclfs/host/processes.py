@@ -37,18 +37,21 @@ def describe(pid: int, *, uid: int | None = None) -> Process:
     Args:
         pid: in this pid namespace; of a process or of any of its threads, as FUSE gives them. 0 is what the kernel
             says for itself and for a process of a foreign pid namespace: nothing is known of that but its uid.
-        uid: whom the kernel says it is (SO_PEERCRED, the FUSE request); without it, its effective uid from /proc.
+        uid: whom the kernel says it is (SO_PEERCRED, the FUSE request); without it, its effective uid from /proc. Where
+            the thread works with another one (its fsuid, credentials(7)) that is told as its own.
     """
     if pid <= 0:
         return _unseen(None, uid)
     try:
-        leader = _open_leader(pid)
+        thread = _open(pid)
     except OSError:
         return _unseen(pid, uid)
     try:
-        return _read(leader, pid, uid)
+        return _describe(thread, pid, uid)
+    except OSError:
+        return _unseen(pid, uid)
     finally:
-        os.close(leader)
+        os.close(thread)
 
 
 def is_alive(process: Process) -> bool:
@@ -160,36 +163,39 @@ def pidfd_of(pid: int, start_time: int) -> int | None:
 def _unseen(pid: int | None, uid: int | None) -> Process:
     if uid is None:
         return Process(pid, UNKNOWN_UID)
-    return Process(pid, uid, user=_user(uid))
-
-
-def _open_leader(pid: int) -> int:
-    """Opens the directory of the process of this thread: the thread group leader, whose pid is the process's."""
-    thread = _open(pid)
-    try:
-        leader = int(_status(thread).get("Tgid", pid))
-        return os.dup(thread) if leader == pid else _open(leader)
-    finally:
-        os.close(thread)
+    return Process(pid, uid, user=user_name(uid))
 
 
 def _open(pid: int) -> int:
     return os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _read(directory: int, pid: int, uid: int | None) -> Process:
-    status = _status(directory)
-    if uid is None and "Uid" in status:
-        uid = int(status["Uid"].split()[1])
-    unseen = _unseen(int(status.get("Tgid", pid)), uid)
+def _describe(thread: int, pid: int, uid: int | None) -> Process:
+    """The process of a thread: its thread group leader's directory says who that is. Raises OSError if it is gone."""
+    status = _status(thread)
+    leader = int(status.get("Tgid", pid))
+    if leader == pid:
+        return _read(thread, thread, leader, status, uid)
+    directory = _open(leader)
+    try:
+        return _read(directory, thread, leader, status, uid)
+    finally:
+        os.close(directory)
+
+
+def _read(directory: int, thread: int, pid: int, status: dict[str, str], uid: int | None) -> Process:
+    _, effective, _, working = map(int, status["Uid"].split()) if "Uid" in status else (None,) * 4
+    unseen = _unseen(pid, effective if uid is None else uid)
     return Process(
         pid=unseen.pid,
         uid=unseen.uid,
         comm=_comm(directory),
-        exe=_exe(directory),
+        # A leader that has ended, or been killed, before its last thread has no program any more; the thread has.
+        exe=_exe(directory) or _exe(thread),
         user=unseen.user,
         container=_container(directory),
         start_time=_start_time(directory),
+        own_uid=working if uid is not None and working != uid else None,
     )
 
 
@@ -229,7 +235,7 @@ def _start_time(directory: int) -> int | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _user(uid: int) -> str | None:
+def user_name(uid: int) -> str | None:
     """The name of a user. Looked up once: name services may be slow, and a refusal must not wait for them again."""
     try:
         return pwd.getpwuid(uid).pw_name

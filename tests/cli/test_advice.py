@@ -15,7 +15,6 @@ from exclfs.holds.flags import DEFAULT
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
 from exclfs.holds.lifetime import Unmount
-from exclfs.wire.errors import EventsLost
 
 HOLD = Hold(
     id="h7",
@@ -44,7 +43,7 @@ EXAMPLES = [
     (client.WrongServer("/mnt", uid=7, owner=0), 4, ["uid 7", "uid 0"]),
     (client.Disconnected("/mnt", "the server closed it"), 4, ["/mnt", "have ended"]),
     (client.NoAnswer("/mnt", 30.0), 4, ["30 s", "exclfs status /mnt"]),
-    (EventsLost(7), 4, ["7 events were lost", "start again"]),
+    (client.EventsLost(7), 4, ["7 events were lost", "start again"]),
     (client.BadAnswer("/mnt", "what"), 4, ["/mnt", "another version"]),
     (options.UnknownOption("x", "y"), 2, ["-o x", "did you mean y?"]),
     (options.UnknownOption("x", None), 2, ["-o x"]),

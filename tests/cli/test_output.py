@@ -93,8 +93,8 @@ def test_every_end_has_its_words(end: End, said: str) -> None:
 
 
 def test_who_asked() -> None:
-    assert asker(Process(7, 0, comm="rm\n", user="root")) == "rm\\x0a (pid 7, user root)"
-    assert asker(Process(None, 1000)) == "? (user 1000)"
+    assert asker(Process(7, 0, comm="rm\n", user="root")) == "rm\\n (pid 7, user root)"
+    assert asker(Process(7, 0, comm="rm", user="root", container="docker:ab12")) == "rm (pid 7, user root, docker:ab12)"
 
 
 def test_a_time_has_its_date_unless_that_is_today() -> None:

@@ -31,6 +31,33 @@ def test_parses_every_field() -> None:
     assert nameless.super_options == ("rw",)
 
 
+def test_what_propagates_where_is_told() -> None:
+    line = b"40 22 0:50 / /p rw %s - tmpfs none rw"
+    for fields, expected in {
+        b"shared:7": (7, None),
+        b"master:8": (None, 8),
+        b"shared:7 master:8 propagate_from:9": (7, 8),
+        b"unbindable": (None, None),
+    }.items():
+        (mount,) = mounts.parse(line % fields)
+        assert (mount.peer_group, mount.master) == expected
+
+
+def test_which_filesystems_no_server_can_keep_waiting() -> None:
+    line = b"40 22 %s / /p rw - %s none rw"
+    for device, fstype, local in (
+        (b"8:1", b"ext4", True),
+        (b"0:30", b"tmpfs", True),
+        (b"0:30", b"btrfs", True),
+        (b"0:30", b"nfs4", False),
+        (b"0:30", b"fuse.exclfs", False),
+        (b"8:1", b"fuseblk", False),
+        (b"0:30", b"overlay", False),
+    ):
+        (mount,) = mounts.parse(line % (device, fstype))
+        assert mount.is_local == local, fstype
+
+
 def test_options_of_the_filesystem() -> None:
     exclfs = mounts.parse(LINES)[2]
     assert exclfs.super_option("user_id") == "1000"

@@ -23,6 +23,7 @@ from exclfs.host.processes import (
     pidfd_of,
     real_uid,
 )
+from twins import ALICE, as_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +72,62 @@ def test_a_thread_is_described_as_its_process() -> None:
 def test_the_uid_of_the_request_is_believed(sleeper: subprocess.Popen[bytes]) -> None:
     described = describe(sleeper.pid, uid=12345678)
     assert (described.pid, described.uid, described.user, described.comm) == (sleeper.pid, 12345678, None, "sleep")
+
+
+def test_a_process_that_asks_as_another_user_is_told_as_both(sleeper: subprocess.Popen[bytes]) -> None:
+    assert describe(sleeper.pid, uid=12345678).own_uid == os.geteuid()
+    assert describe(sleeper.pid, uid=os.geteuid()).own_uid is None
+    assert describe(sleeper.pid).own_uid is None
+    assert describe(0, uid=0).own_uid is None
+
+
+@pytest.mark.root
+def test_a_thread_that_works_as_another_user_asks_as_itself() -> None:
+    """As file servers do: setfsuid(2) is of the thread."""
+    seen: list[tuple[int | None, int | None]] = []
+
+    def run() -> None:
+        described = (describe(threading.get_native_id(), uid=uid).own_uid for uid in (ALICE.uid, 0))
+        seen.append((next(described), next(described)))
+
+    as_user(ALICE, run)
+    assert seen == [(None, ALICE.uid)]
+    assert describe(os.getpid(), uid=0).own_uid is None
+
+
+def test_the_program_is_known_though_the_first_thread_has_ended() -> None:
+    script = """
+import ctypes, sys, threading
+def run():
+    print(threading.get_native_id(), flush=True)
+    sys.stdin.read()
+threading.Thread(target=run).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[__import__("platform").machine()], 0)  # exit(2), of the thread
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        thread = int(process.stdout.readline())
+        while os.path.lexists(f"/proc/{process.pid}/exe") and _readable(f"/proc/{process.pid}/exe"):
+            time.sleep(0.001)
+        described = describe(thread)
+        process.kill()
+    assert (described.pid, described.exe) == (process.pid, os.path.realpath(sys.executable))
+
+
+def _readable(link: str) -> bool:
+    try:
+        os.readlink(link)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_kernel_thread_has_a_name_and_no_program() -> None:
+    described = describe(2, uid=0)
+    if described.comm != "kthreadd":
+        pytest.skip("needs the initial pid namespace, where 2 is kthreadd")
+    assert (described.pid, described.exe, described.own_uid) == (2, None, None)
+    assert described.start_time is not None
 
 
 def test_pid_0_has_only_a_uid() -> None:
