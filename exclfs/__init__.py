@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         BadAnswer,
         ClientError,
         Disconnected,
+        EventsLost,
         Listening,
         NoAnswer,
         NoServer,
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from exclfs.holds.holder import Holder, Process
     from exclfs.holds.lifetime import Close, Connection, Exit, StateFile, Time, Unmount
     from exclfs.holds.mode import Mode, OpenFiles
-    from exclfs.wire.errors import EventsLost
     from exclfs.wire.messages import Cause, Status, WhyReply
 
 __all__ = [
@@ -131,7 +131,9 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "exclfs.client.errors": "BadAnswer ClientError Disconnected Listening NoAnswer NoServer NotAMount WrongServer",
+    "exclfs.client.errors": (
+        "BadAnswer ClientError Disconnected EventsLost Listening NoAnswer NoServer NotAMount WrongServer"
+    ),
     "exclfs.client.functions": "events hold inuse release",
     "exclfs.client.sync_client": "Client Events connect",
     "exclfs.diagnosis.asking": "why",
@@ -146,7 +148,6 @@ _HOMES: Final = {
     "exclfs.holds.holder": "Holder Process",
     "exclfs.holds.lifetime": "Close Connection Exit StateFile Time Unmount",
     "exclfs.holds.mode": "Mode OpenFiles",
-    "exclfs.wire.errors": "EventsLost",
     "exclfs.wire.messages": "Cause Status WhyReply",
 }
 """Where each name is, to be loaded when it is first used."""

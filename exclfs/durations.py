@@ -1,4 +1,4 @@
-"""Spans of time as they are typed: 90, 90s, 5m, 2h, 1d, 1h30m."""
+"""Spans of time as they are typed, and shown: 90, 90s, 5m, 2h, 1d, 1h30m."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def seconds(text: str) -> float:
     if not math.isfinite(total) or total <= 0:
         raise ValueError(f"{text!r} is not a time; write {FORMS}")
     return total
+
+
+def spelled(span: float) -> str:
+    """These seconds, in the two largest units that they have: 22s, 5m22s, 1h5m, 3d4h."""
+    rest, parts = int(span), []
+    for unit in ("d", "h", "m", "s"):
+        number, rest = divmod(rest, _SECONDS[unit])
+        parts.append(f"{number}{unit}" if number else "")
+    begin = next((index for index, part in enumerate(parts) if part), 3)
+    return "".join(parts[begin : begin + 2]) or "0s"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from exclfs.diagnosis import holding
+from exclfs.diagnosis import answering, holding
 from exclfs.fuse import session
 from exclfs.fuse.operations import Policy
 from exclfs.fuse.xattrs import Xattrs
@@ -32,10 +32,12 @@ from exclfs.holds.errors import NotKept
 from exclfs.holds.lifetime import Connection
 from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.holds.registry import Registry
-from exclfs.host import mounts, processes
+from exclfs.host import mounts, places, processes
 from exclfs.keeper import Keeper
+from exclfs.keeper.clock import boottime
 from exclfs.mirror import ROOT, Mirror, channel, fuse_handle
-from exclfs.options import AlreadyMounted, MountFailed, MountOptions
+from exclfs.mirror.latencies import percentile
+from exclfs.options import AlreadyMounted, LogFormat, MountFailed, MountOptions
 from exclfs.services.control_server import ControlServer
 from exclfs.services.event_log import EventLog, open_log
 from exclfs.services.listener import open_control_socket
@@ -43,7 +45,7 @@ from exclfs.services.objects import Objects
 from exclfs.services.reaper import Reaper
 from exclfs.services.state_database import StateFileError
 from exclfs.services.state_file import StateFile
-from exclfs.wire.messages import Status
+from exclfs.wire.messages import RefusedRequester, Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -97,7 +99,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
     """Opens everything, mounts last, and leaves to `stack` how each is closed."""
     channel.hide_from_other_processes()
     most_open = _raise_descriptor_limit()
-    log = open_log(settled.log, foreground=foreground)
+    log = open_log(settled.log, foreground=foreground, form=LogFormat(settled.log_format))
     stack.callback(log.close)
     source = os.open(settled.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, source)
@@ -169,6 +171,7 @@ class _Server:
         state: StateFile | None,
     ) -> None:
         self._began = datetime.now(UTC)
+        self._began_after = boottime()
         self._settled = settled
         self._log = log
         self._mirror = mirror
@@ -254,7 +257,13 @@ class _Server:
     def _policy(self) -> Policy:
         return Policy(
             keeper=self._keeper,
-            xattrs=Xattrs(self._keeper, holding.explain, self._control.path),
+            xattrs=Xattrs(
+                keeper=self._keeper,
+                explain=answering.answer,
+                socket=self._control.path,
+                root=places.root(_mount_at(self._settled.mountpoint)),
+                mountpoint=self._settled.mountpoint,
+            ),
             mirror=self._mirror,
             mountpoint=self._settled.mountpoint,
             describe=processes.describe,
@@ -281,28 +290,42 @@ class _Server:
     def _status(self) -> Status:
         counters = self._mirror.counters()
         requests = {kind: number for kind, number in counters.items() if kind not in _NOT_REQUESTS}
+        latencies = self._mirror.latencies()
+        holds, refusals = self._keeper.registry.all(), self._keeper.record.refusals
         return Status(
             source=self._settled.source,
             mountpoint=self._settled.mountpoint,
             pid=os.getpid(),
             uid=os.geteuid(),
             since=self._began,
+            uptime=boottime() - self._began_after,
             log=self._log.where,
             passthrough=bool(counters["passthrough"]),
             ask_always=self._settled.ask_always,
             mode=self._keeper.mode,
             hold_open=self._keeper.open_files,
             state=self._settled.state,
-            holds=len(self._keeper.registry),
-            holders=dict(Counter(hold.holder.name for hold in self._keeper.registry.all())),
+            holds=len(holds),
+            holders=dict(Counter(hold.holder.name for hold in holds)),
+            oldest_hold=min(holds, key=lambda hold: hold.since, default=None),
             refusals=self._keeper.counts["refused"],
             would_have_refused=self._keeper.counts["would_refuse"],
-            last_refusals=tuple(self._keeper.refusals),
+            refusals_by_operation={operation.value: count for operation, count in refusals.by_operation.items()},
+            refusals_by_requester=tuple(
+                RefusedRequester(comm=one.comm, uid=one.uid, user=one.user, refusals=count)
+                for one, count in refusals.by_requester.most_common()
+            ),
+            refusals_by_others=refusals.by_others,
+            last_refusals=refusals.last,
             requests=requests,
             answered_without_a_decision=sum(requests.values()) - counters["asked"] + counters["asked_again"],
+            verdicts=sum(latencies),
             verdicts_timed_out=counters["timed_out"],
+            verdicts_p50_us=percentile(latencies, 50),
+            verdicts_p99_us=percentile(latencies, 99),
             inodes=counters["inodes"],
             descriptors=counters["descriptors"],
+            descriptor_budget=self._mirror.descriptor_budget,
             connections=sum(isinstance(end, Connection) for end in self._keeper.present),
             waiting=self._keeper.waiting,
         )

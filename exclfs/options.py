@@ -6,6 +6,7 @@ fstab(5) are read and dropped, so that the same line works by hand, from fstab a
 
 from __future__ import annotations
 
+import enum
 import grp
 import math
 import os
@@ -28,6 +29,15 @@ FUSE_CONF: Final = "/etc/fuse.conf"
 MOST_THREADS: Final = 64
 LOG_SERVICES: Final = frozenset({"journal", "syslog", "stderr"})
 """Where a log can go that is no file."""
+
+
+class LogFormat(enum.StrEnum):
+    """How a line of the log is written."""
+
+    TEXT = "text"
+    """As key=value pairs."""
+    JSON = "json"
+    """As a JSON object."""
 
 
 @frozen
@@ -58,6 +68,8 @@ class MountOptions:
     """Workers of the mirror; None lets it choose."""
     log: str | None = None
     """journal, syslog, stderr or the path of a file; None lets the server choose."""
+    log_format: str = LogFormat.TEXT.value
+    """A LogFormat: how its lines are written."""
     mode: str = Mode.ENFORCE.value
     """A Mode: whether holds are enforced."""
     hold_open: str = OpenFiles.NONE.value
@@ -252,6 +264,10 @@ def _mode(text: str) -> str:
     return Mode(text).value
 
 
+def _log_format(text: str) -> str:
+    return LogFormat(text).value
+
+
 def _open_files(text: str) -> str:
     return OpenFiles(text).value
 
@@ -263,6 +279,7 @@ _VALUES: Final[dict[str, tuple[Callable[[str], float | int | str], str]]] = {
     "threads": (_thread_count, f"a number from 1 to {MOST_THREADS}"),
     "fsname": (_words, "a name"),
     "log": (_words, "journal, syslog, stderr or a file"),
+    "log_format": (_log_format, f"one of {', '.join(LogFormat)}"),
     "mode": (_mode, f"one of {', '.join(Mode)}"),
     "hold_open": (_open_files, f"one of {', '.join(OpenFiles)}"),
     "state": (_words, "a file"),

@@ -113,8 +113,9 @@ def is_text(value: object) -> bool:
 
 def must_be_a_process(told: dict[str, Any], *also: str) -> None:
     """The shape of DESIGN section 9: unknown is null, never left out."""
-    assert set(told) == {"pid", "comm", "exe", "uid", "user", "container", *also}
+    assert set(told) == {"pid", "comm", "exe", "uid", "user", "own_uid", "container", *also}
     assert isinstance(told["pid"], int | None)
+    assert isinstance(told["own_uid"], int | None)
     assert isinstance(told["uid"], int)
     assert all(told[key] is None or is_text(told[key]) for key in ("comm", "exe", "user", "container"))
 

@@ -20,7 +20,6 @@ from exclfs import options
 from exclfs.cli.output import shown, when, who
 from exclfs.client import errors as client
 from exclfs.holds import errors as holds
-from exclfs.wire.errors import EventsLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,7 +174,7 @@ RULES: Final = (
     ),
     _Rule(client.Disconnected, NO_SERVER, lambda error: f"{error}; the holds that were bound to it have ended"),
     _Rule(client.BadAnswer, NO_SERVER, lambda error: f"{error}; is it of another version of exclfs?"),
-    _Rule(EventsLost, NO_SERVER, lambda error: f"{error}; start again to see what happens from now on"),
+    _Rule(client.EventsLost, NO_SERVER, lambda error: f"{error}; start again to see what happens from now on"),
     _Rule(options.UnknownOption, USAGE, _unknown_option),
     _Rule(options.BadOption, USAGE, lambda error: f"-o {error.option}: {error.why}"),
     _Rule(options.SourceUnusable, MOUNT_FAILED, lambda error: f"SRC {error.path}: {error.why}; nothing was mounted"),

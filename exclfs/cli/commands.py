@@ -22,7 +22,7 @@ COMMANDS: Final = {
     "holds": ("holds [PATH] [OPTIONS]", "List what is held, by whom, since when and why."),
     "inuse": ("inuse PATH [OPTIONS]", "Tell whether anything holds PATH."),
     "why": ("why PATH [OPTIONS]", "Explain what keeps PATH from being removed or renamed."),
-    "events": ("events MNT|PATH [-f] [OPTIONS]", "Show the last refusals, or with -f everything that happens."),
+    "events": ("events MNT|PATH [-f] [OPTIONS]", "Show what has happened, or with -f what happens."),
     "mode": ("mode MNT [enforce|warn|off] [OPTIONS]", "Show or switch whether a mount enforces its holds."),
     "status": ("status MNT [OPTIONS]", "Show how a mount does: its server, its holders, its last refusals."),
 }

@@ -43,13 +43,14 @@ def mount(
     hold_open: Annotated[str | None, Parameter(metavar="WHOSE")] = None,
     state: Annotated[str | None, Parameter(metavar="FILE")] = None,
     log: Annotated[str | None, Parameter(metavar="WHERE")] = None,
+    log_format: Annotated[str | None, Parameter(metavar="FORMAT")] = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Mount SRC at MNT, so that what is held in it cannot be removed. SRC may be MNT: in place, over itself.
 
     Options for -o, separated by commas: allow_other, noallow_other, ro, nosuid, nodev, noexec, noatime and the like of
-    mount(8); mode=MODE, hold_open=WHOSE, state=FILE, log=WHERE; holders=GROUP, and for each user max_holds=N,
-    max_reason=BYTES, max_ttl=DUR, max_connections=N; entry_timeout=SECONDS, attr_timeout=SECONDS,
+    mount(8); mode=MODE, hold_open=WHOSE, state=FILE, log=WHERE, log_format=FORMAT; holders=GROUP, and for each user
+    max_holds=N, max_reason=BYTES, max_ttl=DUR, max_connections=N; entry_timeout=SECONDS, attr_timeout=SECONDS,
     decision_timeout=SECONDS, threads=N, fsname=NAME, nopassthrough, ask_always.
 
     Parameters
@@ -71,11 +72,14 @@ def mount(
         Keep what is held with --persistent in this file, across restarts.
     log
         Where refusals are logged: journal, syslog, stderr or a file. By default the journal, else syslog.
+    log_format
+        How: text (the default: key=value pairs) or json (an object a line, with the same keys).
     as_json
         Say as JSON what was mounted.
     """
     texts = list(options or ())
-    for name, value in {"mode": mode, "hold_open": hold_open, "state": state, "log": log}.items():
+    named = {"mode": mode, "hold_open": hold_open, "state": state, "log": log, "log_format": log_format}
+    for name, value in named.items():
         if value is not None:
             texts.append(f"{name}=" + value.replace(",", "\\,"))
     settled = validated(src, mnt, texts)

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from exclfs.holds.lifetime import Close, Exit, StateFile, Time
+from exclfs.host import requesters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,23 +83,19 @@ def when(time: datetime) -> str:
 
 def who(hold: Hold) -> str:
     """The holder of a hold: its name, and the process behind it as far as it is known."""
-    process = hold.holder.process
-    return _named(hold.holder.name, process, process.comm if process.comm != hold.holder.name else None)
+    name, process = hold.holder.name, hold.holder.process
+    known = [
+        f"pid {process.pid}" if process.pid is not None else None,
+        process.comm if process.comm != name else None,
+        requesters.user_in_words(process),
+        process.container,
+    ]
+    return f"{shown(name)} ({', '.join(shown(part) for part in known if part)})"
 
 
 def asker(process: Process) -> str:
     """Who asked for something: the process, as far as it is known."""
-    return _named(process.comm or "?", process)
-
-
-def _named(name: str, process: Process, comm: str | None = None) -> str:
-    known = [
-        f"pid {process.pid}" if process.pid is not None else None,
-        comm,
-        f"user {process.user or process.uid}",
-        process.container,
-    ]
-    return f"{shown(name)} ({', '.join(shown(part) for part in known if part)})"
+    return requesters.in_words(process)
 
 
 def lifetime(hold: Hold) -> str:

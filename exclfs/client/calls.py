@@ -47,6 +47,8 @@ from exclfs.wire.messages import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from exclfs.client.discovery import Server
     from exclfs.holds.mode import Mode
 
@@ -69,7 +71,7 @@ class Request(Generic[Reply]):
     wait: float = 0.0
     """Seconds that the server has been asked to wait before it answers; infinity for ever."""
     more: bool = False
-    """The answer is a stream of replies: the request's result is the Exchange after the first of them."""
+    """The answer is a stream of replies: the request's result is the first of them, and the Exchange for the others."""
 
 
 @frozen
@@ -98,6 +100,8 @@ class Exchange(Generic[Reply]):
         self._call = request.call
         self._decoder = Decoder(MAX_REPLY)
         self._replies: deque[JsonObject] = deque()
+        self.ended = False
+        """Whether the last reply has been taken."""
         self.message: Final = encode(write_call(request.call, more=request.more))
         """The bytes to send; the descriptors go with the first of them."""
         if len(self.message) - 1 > MAX_MESSAGE:  # without its NUL
@@ -129,13 +133,18 @@ class Exchange(Generic[Reply]):
 
         Raises:
             HoldError: the server's refusal.
-            EventsLost: the stream has ended, for it was read too slowly.
             BadAnswer: it is no reply to this call, or the server did not understand the call.
         """
+        message = self._replies.popleft()
+        self.ended = message.get("continues") is not True
         try:
-            return read_reply(self._replies.popleft(), self._call)
+            return read_reply(message, self._call)
         except (ProtocolError, VarlinkError) as error:
             raise BadAnswer(self._mountpoint, str(error)) from error
+
+
+Stream = tuple[EventsReply, Exchange[EventsReply]]
+"""The first reply of a stream of events, and the exchange that has the others."""
 
 
 # --- the operations --------------------------------------------------------------------------------------------------
@@ -257,13 +266,14 @@ def switch(mode: Mode | None) -> Operation[Mode]:
     return now
 
 
-def listen(path: Path | None, *, own: bool) -> Operation[Exchange[EventsReply]]:
+def listen(path: Path | None, *, own: bool, since: datetime | None, follow: bool) -> Operation[Stream]:
     """Asks for events. Once its first reply is there, nothing is missed."""
     opened = () if path is None else (os.fspath(path),)
     named = None if path is None else Object(fd=0)
     with (yield Errand(partial(Descriptors, opened))) as descriptors:
-        exchange: Exchange[EventsReply] = yield Request(EventsCall(named, own), descriptors.ancillary, more=True)
-    return exchange
+        call = EventsCall(named, own, since, follow)
+        stream: Stream = yield Request(call, descriptors.ancillary, more=True)
+    return stream
 
 
 def _about(path: Path, call: Callable[..., Call[Any]]) -> Operation[Any]:

@@ -59,6 +59,14 @@ class BadAnswer(ClientError):
         self.why = why
 
 
+class EventsLost(Exception):
+    """A stream of events was read too slowly: `number` of them are no longer known. The stream goes on after them."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{number} events were lost: they were read too slowly")
+        self.number = number
+
+
 class Listening(RuntimeError):
     """The connection to the server of `mountpoint` carries a stream of events, and no other call until that closes it.
 

@@ -13,6 +13,7 @@ from exclfs.client.sync_client import connect
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
+    from datetime import datetime
 
     from exclfs.client.calls import Path
     from exclfs.client.sync_client import Events
@@ -118,16 +119,19 @@ def release(path: Path, *, break_it: bool = False, reason: str = "") -> tuple[Ho
         return client.release(path=path, break_it=break_it, reason=reason)
 
 
-def events(path: Path, *, own: bool = False) -> Events:
+def events(path: Path, *, own: bool = False, since: datetime | None = None, follow: bool = True) -> Events:
     """What happens from now on, one event after another. When this returns, nothing is missed any more.
 
     Args:
         path: an object in a mount: what concerns it. Of the root of a mount: what concerns any object in it.
         own: only what concerns the holds of this process.
+        since: an aware datetime: before that, what has happened since then, as far as the server still knows it.
+        follow: False: nothing from now on, but what has happened, all that the server still knows or since `since`.
 
     Raises:
         NotAMount, NoServer, ClientError, OSError: as exclfs.holds().
         NotPermitted: the caller has too many connections.
+        ValueError: `since` has no time zone.
     """
     server = discovery.find(os.fspath(path))
-    return sync_client.listen(server, None if server.whole else path, own=own)
+    return sync_client.listen(server, None if server.whole else path, own=own, since=since, follow=follow)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from exclfs.client import calls, discovery, sync_connection
 from exclfs.client.calls import TIMEOUT
-from exclfs.client.errors import Disconnected
+from exclfs.client.errors import Disconnected, EventsLost
 from exclfs.holds.mode import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
     from types import TracebackType
 
     from exclfs.client.calls import Exchange, Named, Path
@@ -48,7 +49,15 @@ def reach(server: Server, *, timeout: float | None = TIMEOUT) -> Client:
     return Client(sync_connection.reach(server, timeout))
 
 
-def listen(server: Server, path: Path | None, *, own: bool = False, timeout: float | None = TIMEOUT) -> Events:
+def listen(
+    server: Server,
+    path: Path | None,
+    *,
+    own: bool = False,
+    since: datetime | None = None,
+    follow: bool = True,
+    timeout: float | None = TIMEOUT,
+) -> Events:
     """Makes a stream of events that has a connection of its own: see Client.events().
 
     Raises:
@@ -56,7 +65,7 @@ def listen(server: Server, path: Path | None, *, own: bool = False, timeout: flo
     """
     connection = sync_connection.reach(server, timeout)
     try:
-        return Events(connection, connection.run(calls.listen(path, own=own)))
+        return Events(connection, *connection.run(calls.listen(path, own=own, since=since, follow=follow)))
     except BaseException:
         connection.close()
         raise
@@ -246,7 +255,9 @@ class Client:
         """
         return self._connection.run(calls.switch(None if new is None else Mode(new)))
 
-    def events(self, path: Path | None = None, *, own: bool = False) -> Events:
+    def events(
+        self, path: Path | None = None, *, own: bool = False, since: datetime | None = None, follow: bool = True
+    ) -> Events:
         """What happens from now on, one event after another. When this returns, nothing is missed any more.
 
         Args:
@@ -254,15 +265,19 @@ class Client:
             own: only what concerns the holds of this process. The stream takes over this very connection: other calls
                 raise Listening, and closing the stream closes the client, which ends the holds that are bound to it.
                 Otherwise the stream has a connection of its own.
+            since: an aware datetime: before that, what has happened since then, as far as the server still knows it.
+            follow: False: nothing from now on, but what has happened, all that the server still knows or since `since`.
 
         Raises:
+            ValueError: `since` has no time zone.
             NotPermitted: the caller has too many connections.
             BadObject: the path is not in this mount.
             NoServer, OSError: the server or the path cannot be reached.
         """
+        connection = self._connection
         if own:
-            return Events(self._connection, self._connection.run(calls.listen(path, own=True)))
-        return listen(self._connection.server, path, timeout=self._connection.timeout)
+            return Events(connection, *connection.run(calls.listen(path, own=True, since=since, follow=follow)))
+        return listen(connection.server, path, since=since, follow=follow, timeout=connection.timeout)
 
     def wait_until_closed(self) -> None:
         """Returns when the server has closed the connection: its mount has ended."""
@@ -288,19 +303,23 @@ class Client:
 class Events:
     """A stream of events: an iterator that waits for the next, and a context manager that closes its connection.
 
-    One thread reads it; any may close it, and then the iteration ends. While nobody reads, the server keeps a number of
-    events; if that is not enough, the stream ends.
+    One thread reads it; any may close it, and then the iteration ends. While nobody reads, the server keeps events only
+    as long as it keeps any.
 
     Iterating raises:
         Disconnected: the server has ended.
-        EventsLost: it was read too slowly; its `number` says how many events were lost. The connection is closed.
+        EventsLost: it was read too slowly; its `number` says how many events happened here that the server no longer
+            knows, whomever they concern. Iterating again goes on after them.
         BadAnswer: the server sent what is not understood.
     """
 
-    def __init__(self, connection: Connection, stream: Exchange[EventsReply]) -> None:
+    def __init__(self, connection: Connection, first: EventsReply, stream: Exchange[EventsReply]) -> None:
         self._connection = connection
         self._stream = stream
         self._closed = False
+        self.missed: Final = first.missed
+        """How many events before the first of these the server no longer knows, whomever they concern; 0 if all of them
+        happened before `since`."""
 
     def __iter__(self) -> Self:
         """Itself."""
@@ -308,15 +327,17 @@ class Events:
 
     def __next__(self) -> Event:
         """The next event; waits for it as long as it takes."""
-        while not self._closed:
+        while not (self._closed or self._stream.ended):
             try:
-                event = self._connection.next(self._stream).event
+                reply = self._connection.next(self._stream)
             except Disconnected:
                 if not self._closed:
                     raise
             else:
-                if event is not None:
-                    return event
+                if reply.event is not None:
+                    return reply.event
+                if reply.missed:
+                    raise EventsLost(reply.missed)
         raise StopIteration
 
     def close(self) -> None:

@@ -106,11 +106,12 @@ class Connection:
 
         Raises:
             Disconnected: the connection has ended, and what had come by then has been returned.
-            EventsLost: the stream has ended, for it was read too slowly.
         """
         with self._or_ended():
             self._receive(stream, math.inf)
-            return stream.reply()
+            reply = stream.reply()
+            self._listening = not stream.ended
+            return reply
 
     def wait_until_closed(self) -> None:
         """Returns when the server has closed the connection."""
@@ -129,8 +130,8 @@ class Connection:
                 self._send(exchange.message, request.ancillary, deadline)
                 self._receive(exchange, deadline)
             reply = exchange.reply()
-            self._listening = request.more
-        return exchange if request.more else reply
+            self._listening = request.more and not exchange.ended
+        return (reply, exchange) if request.more else reply
 
     def _send(self, message: bytes, ancillary: Ancillary, deadline: float) -> None:
         # A server that turns the connection away has said why before it closed it: that is still there to be read.

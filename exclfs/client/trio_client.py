@@ -15,15 +15,16 @@ import trio
 
 from exclfs.client import calls, discovery, trio_connection
 from exclfs.client.calls import TIMEOUT
-from exclfs.client.errors import ClientError, Disconnected
+from exclfs.client.errors import ClientError, Disconnected, EventsLost
 from exclfs.holds.mode import Mode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
     from types import TracebackType
 
-    from exclfs.client.calls import Exchange, Named, Path
+    from exclfs.client.calls import Exchange, Named, Operation, Path, Stream
     from exclfs.client.discovery import Server
     from exclfs.client.trio_connection import Connection
     from exclfs.holds.events import Event
@@ -130,10 +131,13 @@ async def release(path: Path, *, break_it: bool = False, reason: str = "") -> tu
 
 
 @contextlib.asynccontextmanager
-async def events(path: Path, *, own: bool = False) -> AsyncIterator[AsyncEvents]:
+async def events(
+    path: Path, *, own: bool = False, since: datetime | None = None, follow: bool = True
+) -> AsyncIterator[AsyncEvents]:
     """What happens from now on, for as long as the `async with` block runs: see exclfs.events()."""
     server = await _find(path)
-    async with _listen(server, None if server.whole else path, own=own, patience=TIMEOUT) as stream:
+    asked = calls.listen(None if server.whole else path, own=own, since=since, follow=follow)
+    async with _listen(server, asked, patience=TIMEOUT) as stream:
         yield stream
 
 
@@ -142,12 +146,10 @@ async def _find(path: Path) -> Server:
 
 
 @contextlib.asynccontextmanager
-async def _listen(
-    server: Server, path: Path | None, *, own: bool, patience: float | None
-) -> AsyncIterator[AsyncEvents]:
+async def _listen(server: Server, asked: Operation[Stream], *, patience: float | None) -> AsyncIterator[AsyncEvents]:
     """A stream of events that has a connection of its own."""
     with contextlib.closing(await trio_connection.reach(server, patience)) as connection:
-        stream = AsyncEvents(connection, await connection.run(calls.listen(path, own=own)))
+        stream = AsyncEvents(connection, *await connection.run(asked))
         with contextlib.closing(stream):
             yield stream
 
@@ -246,18 +248,20 @@ class AsyncClient:
         return await self._connection.run(calls.switch(None if new is None else Mode(new)))
 
     @contextlib.asynccontextmanager
-    async def events(self, path: Path | None = None, *, own: bool = False) -> AsyncIterator[AsyncEvents]:
+    async def events(
+        self, path: Path | None = None, *, own: bool = False, since: datetime | None = None, follow: bool = True
+    ) -> AsyncIterator[AsyncEvents]:
         """What happens from now on, for as long as the `async with` block runs: see Client.events().
 
         With `own` the stream takes over this very connection, and leaving the block closes it.
         """
+        connection = self._connection
+        asked = calls.listen(path, own=own, since=since, follow=follow)
         if own:
-            stream = AsyncEvents(self._connection, await self._connection.run(calls.listen(path, own=True)))
-            with contextlib.closing(stream):
+            with contextlib.closing(AsyncEvents(connection, *await connection.run(asked))) as stream:
                 yield stream
         else:
-            connection = self._connection
-            async with _listen(connection.server, path, own=False, patience=connection.timeout) as stream:
+            async with _listen(connection.server, asked, patience=connection.timeout) as stream:
                 yield stream
 
     async def wait_until_closed(self) -> None:
@@ -289,10 +293,12 @@ class AsyncEvents:
     Waiting for the next event may be cancelled; none is lost, and the stream goes on.
     """
 
-    def __init__(self, connection: Connection, stream: Exchange[EventsReply]) -> None:
+    def __init__(self, connection: Connection, first: EventsReply, stream: Exchange[EventsReply]) -> None:
         self._connection = connection
         self._stream = stream
         self._closed = False
+        self.missed: Final = first.missed
+        """How many events before the first of these the server no longer knows: see Events.missed."""
 
     def __aiter__(self) -> Self:
         """Itself."""
@@ -300,15 +306,17 @@ class AsyncEvents:
 
     async def __anext__(self) -> Event:
         """The next event; waits for it as long as it takes."""
-        while not self._closed:
+        while not (self._closed or self._stream.ended):
             try:
-                event = (await self._connection.next(self._stream)).event
+                reply = await self._connection.next(self._stream)
             except Disconnected:
                 if not self._closed:
                     raise
             else:
-                if event is not None:
-                    return event
+                if reply.event is not None:
+                    return reply.event
+                if reply.missed:
+                    raise EventsLost(reply.missed)
         raise StopAsyncIteration
 
     def close(self) -> None:

@@ -99,7 +99,9 @@ class Connection:
         await trio.lowlevel.checkpoint()
         with self._or_ended():
             await self._receive(stream)
-            return stream.reply()
+            reply = stream.reply()
+            self._listening = not stream.ended
+            return reply
 
     async def wait_until_closed(self) -> None:
         """Returns when the server has closed the connection."""
@@ -128,8 +130,8 @@ class Connection:
                 self.close()
                 raise
             reply = exchange.reply()
-            self._listening = request.more
-        return exchange if request.more else reply
+            self._listening = request.more and not exchange.ended
+        return (reply, exchange) if request.more else reply
 
     async def _send(self, message: bytes, ancillary: Ancillary) -> None:
         # A server that turns the connection away has said why before it closed it: that is still there to be read.

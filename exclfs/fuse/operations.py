@@ -19,7 +19,7 @@ from attrs import define
 from exclfs.fuse import errnos, xattrs
 from exclfs.holds.errors import HoldError
 from exclfs.holds.flags import Operation
-from exclfs.holds.holder import Credentials
+from exclfs.holds.holder import Credentials, Process
 from exclfs.host.processes import groups_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from exclfs.fuse.xattrs import Xattrs
     from exclfs.holds.hold import Inode
-    from exclfs.holds.holder import Process
     from exclfs.keeper import Keeper
     from exclfs.mirror import Mirror
 
@@ -119,7 +118,7 @@ class Policy(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         """Answers an xattr of exclfs."""
         subject, path = self._subject(inode)
-        value = self.xattrs.get(name, subject, path, ctx.uid)
+        value = await self.xattrs.get(name, subject, path, ctx.uid, ctx.pid)
         if value is None:
             raise pyfuse3.FUSEError(errnos.NO_ATTRIBUTE)
         return value
@@ -144,7 +143,11 @@ class Policy(pyfuse3.Operations):
         return inode, self._absolute(self.mirror.path(inode))
 
     def _requester(self, ctx: Any) -> Process:
-        return self.describe(ctx.pid, uid=ctx.uid)
+        seen = self.describe(ctx.pid, uid=ctx.uid)
+        if self.mirror.awaits(ctx.pid):
+            return seen
+        # It was answered without us (decision_timeout) and may have ended: who has the pid now may be somebody else.
+        return Process(ctx.pid or None, ctx.uid, user=seen.user)
 
     def _absolute(self, path: bytes) -> str:
         return os.path.join(self.mountpoint, os.fsdecode(path)) if path else self.mountpoint

@@ -8,9 +8,11 @@ FIFOs and unreadable files (xattr(7)), while it leaves system.* to the filesyste
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define
+import trio
+from attrs import define, field
 
 from exclfs.holds import flags as hold_flags
 from exclfs.holds.discretion import as_seen_by
@@ -18,19 +20,27 @@ from exclfs.holds.errors import BadHold, NoSuchHold
 from exclfs.holds.holder import Holder
 from exclfs.holds.lifetime import Unmount
 from exclfs.holds.mode import Mode
+from exclfs.host import requesters
 from exclfs.host.names import printable
-from exclfs.wire.shapes import holds_document, refusals_document
+from exclfs.wire.shapes import MAX_XATTR, holds_document, refusals_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from exclfs.holds.events import Refused
     from exclfs.holds.hold import Hold, Inode
     from exclfs.holds.holder import Credentials, Process
+    from exclfs.host.mounts import Mount
+    from exclfs.host.places import Place
     from exclfs.keeper import Keeper
 
 PREFIXES: Final = (b"user.exclfs.", b"system.exclfs.")
 MAX_VALUE: Final = 4096
 """The longest value of exclfs.hold, in bytes."""
+LOOKERS: Final = 2
+"""How many threads look at mount namespaces at a time."""
+PATIENCE: Final = 1.0
+"""Seconds that they have for it."""
 _KEYS: Final = frozenset({"holder", "reason", "flags", "claim"})
 
 
@@ -40,26 +50,38 @@ class Xattrs:
 
     Args:
         keeper: the holds.
-        explain: a path, what covers it and its inode in sentences (exclfs.diagnosis.explain).
+        explain: what there is to say of a path, in sentences (exclfs.diagnosis.answering.answer).
         socket: the path of the control socket.
+        root: what is mounted, as a place.
+        mountpoint: where; absolute.
     """
 
     keeper: Keeper
     explain: Callable[..., str]
     socket: str
+    root: Place
+    mountpoint: str
+    _lookers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(LOOKERS))
 
-    def get(self, name: bytes, inode: Inode, path: str, uid: int) -> bytes | None:
-        """The value of an xattr as this user may see it; None if there is none of this name."""
+    async def get(self, name: bytes, inode: Inode, path: str, uid: int, pid: int) -> bytes | None:
+        """The value of an xattr as this user may see it; None if there is none of this name.
+
+        Args:
+            name: with its prefix.
+            inode: whose.
+            path: its path, absolute in the mount.
+            uid: as whom it is asked for.
+            pid: by which process or thread; 0 if that cannot be seen.
+        """
         match _bare(name):
             case b"holders":
                 return holds_document(as_seen_by(uid, self.keeper.covering(inode)))
             case b"flags":
                 return ",".join(self.keeper.registry.flags(inode).names).encode()
             case b"why":
-                return self._why(inode, path).encode(errors="backslashreplace")
+                return (await self._why(inode, path, pid)).encode(errors="backslashreplace")[:MAX_XATTR]
             case b"refusals":
-                refusals = tuple(refusal for refusal in self.keeper.refusals if refusal.inode == inode)
-                return refusals_document(as_seen_by(uid, refusals))
+                return refusals_document(as_seen_by(uid, self._refusals(inode)))
             case b"hold":
                 placed = _placed_by_xattr(self.keeper.registry.on(inode))
                 return holds_document(as_seen_by(uid, tuple(placed))) if placed else None
@@ -67,9 +89,28 @@ class Xattrs:
                 return self.socket.encode(errors="surrogateescape")
         return None
 
-    def _why(self, inode: Inode, path: str) -> str:
-        enforced = self.keeper.mode is Mode.ENFORCE
-        return self.explain(path, self.keeper.covering(inode), inode, enforced=enforced)
+    async def _why(self, inode: Inode, path: str, pid: int) -> str:
+        mounted = await self._mounted_on(path, pid)
+        return self.explain(
+            path,
+            self.keeper.covering(inode),
+            inode,
+            enforced=self.keeper.mode is Mode.ENFORCE,
+            mounted=mounted,
+            refusals=self._refusals(inode),
+        )
+
+    async def _mounted_on(self, path: str, pid: int) -> Sequence[Mount]:
+        """What is mounted there in the requester's mount namespace, as far as that can be found out in a moment."""
+        place = self.root / os.fsencode(path)[len(os.fsencode(self.mountpoint)) :].strip(b"/")
+        with trio.move_on_after(PATIENCE):
+            return await trio.to_thread.run_sync(
+                requesters.mounted_on, pid, place, abandon_on_cancel=True, limiter=self._lookers
+            )
+        return ()
+
+    def _refusals(self, inode: Inode) -> tuple[Refused, ...]:
+        return tuple(refusal for refusal in self.keeper.refusals if refusal.inode == inode)
 
     async def set_hold(
         self, value: bytes, inode: Inode, path: str, requester: Process, credentials: Credentials

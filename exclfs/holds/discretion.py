@@ -20,7 +20,8 @@ def as_seen_by(uid: int, value: T) -> T:
     if uid == 0:
         return value
     if isinstance(value, Process):
-        return value if value.uid == uid or value.exe is None else evolve(value, exe=None)
+        own = value.uid if value.own_uid is None else value.own_uid
+        return value if own == uid or value.exe is None else evolve(value, exe=None)
     seen: Any = value
     if isinstance(value, tuple):
         items = tuple(as_seen_by(uid, item) for item in value)

@@ -70,6 +70,10 @@ class Refused(Event):
     holds: tuple[Hold, ...]
     enforced: bool = True
     """False in mode warn: it was recorded, and let happen."""
+    count: int = 1
+    """How many it stands for: repeats are told as one (exclfs.holds.folding)."""
+    until: datetime | None = None
+    """When the last of several was, where `at` is the first; None if it stands for itself alone."""
 
 
 @frozen

@@ -18,6 +18,9 @@ class Process:
     container: str | None = None
     start_time: int | None = None
     """Clock ticks since boot: with the pid, the identity of the process (proc_pid_stat(5), field 22)."""
+    own_uid: int | None = None
+    """Whose the process is, where it asks as somebody else; None where it asks as itself. A filesystem in the kernel
+    may ask for it with the ids of whoever mounted it (overlayfs: override_creds() in fs/overlayfs)."""
 
     def is_same(self, other: Process) -> bool:
         """Whether the two are certainly one process of one user, seen twice."""

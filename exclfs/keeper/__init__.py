@@ -4,7 +4,11 @@ wishes     what a trylock wants, and how it comes into the registry
 words      what the mirror is told of the registry
 authority  who may do what
 queue      who waits for a claim
+clock      what time it is
 deadlines  which hold's time is over next
+endings    what is done when a hold ends
+shelf      what is to outlive the server
+view       what says something about an inode
 open_files files that are open, as the holds that they are
 record     what has happened, and who is told
 
@@ -16,17 +20,14 @@ is in the state file before anybody hears yes, and out of it before anybody hear
 from __future__ import annotations
 
 import math
-import os
-import time
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import evolve
 
-from exclfs.holds.errors import BadHold, Gone, Held, NoSuchHold, NotKept, NotPermitted
+from exclfs.holds.errors import BadHold, Gone, Held, NoSuchHold, NotPermitted
 from exclfs.holds.events import (
     Broken,
     Expired,
@@ -42,15 +43,19 @@ from exclfs.holds.events import (
 from exclfs.holds.flags import CLAIMS, Flags
 from exclfs.holds.hold import Hold
 from exclfs.holds.holder import Credentials
-from exclfs.holds.lifetime import OF_A_PROCESS, Connection, StateFile, Time
+from exclfs.holds.lifetime import Connection, Time
 from exclfs.holds.limits import Limits, check_hold, check_reason
 from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.host import processes
 from exclfs.keeper.authority import Authority
+from exclfs.keeper.clock import Clock, boottime
 from exclfs.keeper.deadlines import Deadlines, time_of
-from exclfs.keeper.open_files import check_releasable, opened_by, openings
+from exclfs.keeper.endings import Endings, Liveness
+from exclfs.keeper.open_files import check_releasable, opened_by
 from exclfs.keeper.queue import Queue, Waiter
 from exclfs.keeper.record import Record
+from exclfs.keeper.shelf import Shelf, Store
+from exclfs.keeper.view import View
 from exclfs.keeper.wishes import Entrance, Wish
 from exclfs.keeper.words import Mirror, Words
 
@@ -58,7 +63,6 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable, Sequence
 
-    from exclfs.holds.events import Event
     from exclfs.holds.flags import Operation
     from exclfs.holds.hold import Inode
     from exclfs.holds.holder import Holder, Process
@@ -71,28 +75,6 @@ AT_A_TIME: Final = 100
 """How many holds are placed, renewed or released before others have a turn."""
 SWEPT_AT_A_TIME: Final = 1000
 """How many held inodes are looked at by a sweep before others have a turn."""
-
-
-class Liveness(Protocol):
-    """One connection of the control socket, or one process that a hold is bound to."""
-
-    def is_alive(self) -> bool:
-        """Whether it is still there, asked of the kernel now."""
-
-
-class Store(Protocol):
-    """Where holds are kept that survive a restart of the server."""
-
-    async def add(self, holds: Sequence[Hold]) -> None:
-        """Writes holds, all or none, in place of older ones with their ids. Raises NotKept."""
-
-    async def remove(self, ids: Sequence[str]) -> None:
-        """Takes holds out again. Raises NotKept."""
-
-
-def boottime() -> float:
-    """Seconds since boot, sleep included: the clock that times are kept on, for nobody can set it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Keeper:
@@ -136,29 +118,28 @@ class Keeper:
         """What holds are bound to and is still there. A connection or process that is not here is gone."""
         self.mode = mode
         self.open_files = open_files
-        self.store = store
         self.deadlines_changed = trio.Event()
         """Set, and replaced by another, when a time may end earlier than `expire` said."""
         self.authority = Authority(mirror, owner, holders_group, limits or Limits())
-        self._record = Record()
-        self.subscribe = self._record.subscribe
-        self._tell = self._record.tell
+        self.record = Record()
+        """What has happened."""
+        self.subscribe = self.record.subscribe
+        self._tell = self.record.tell
         self._mirror = mirror
-        self._mountpoint = mountpoint
+        self._clock = Clock(now, clock)
         self._words = Words(registry, mirror, mountpoint)
-        self._entrance = Entrance(
-            registry, mirror, lambda: self.mode, self._may_enter, self._reap, self._record.tell, now
+        self._view = View(registry, mirror, mountpoint, open_files, describe, is_alive)
+        self._shelf = Shelf(store, lambda hold: self._endings.stands(hold))
+        self._queue = Queue(lambda holds: self._endings.leave_all(holds))
+        self._endings = Endings(
+            registry, self._words, self._clock, self.present, self._tell, self._queue.serve, self._shelf.forget_soon
         )
-        self._queue = Queue(self._leave_all)
+        self._entrance = Entrance(
+            registry, mirror, lambda: self.mode, self._may_enter, self._endings.reap, self._tell, now
+        )
         self._deadlines = Deadlines(registry)
-        self._describe = describe
-        self._is_alive = is_alive
-        self._now = now
-        self._clock = clock
         self._switching = trio.Lock()
         mirror.barrier(enforcing=mode is Mode.ENFORCE)
-        self._to_be_removed: list[str] = []
-        """Of holds that ended without anybody waiting for it: still in the store."""
 
     @property
     def limits(self) -> Limits:
@@ -171,19 +152,24 @@ class Keeper:
         return self.authority.owner
 
     @property
+    def store(self) -> Store | None:
+        """What keeps holds that survive the server; None if there is no state file."""
+        return self._shelf.store
+
+    @property
     def waiting(self) -> int:
         """How many calls wait for a claim."""
         return len(self._queue)
 
     @property
     def refusals(self) -> Sequence[Refused]:
-        """The last refusals, oldest first."""
-        return self._record.refusals
+        """The last refusals, repeats as one, the latest at the end."""
+        return self.record.refusals.last
 
     @property
     def counts(self) -> Counter[str]:
-        """How many events of each name there were; of `refused` those that were enforced, of `would_refuse` others."""
-        return self._record.counts
+        """How many events of each name there were (Record.counts)."""
+        return self.record.counts
 
     # --- placing ------------------------------------------------------------------------------------------------------
 
@@ -221,8 +207,7 @@ class Keeper:
             NotKept: it could not be written to the state file.
         """
         check_hold(flags, holder.name, reason, ends, self.limits)
-        if StateFile() in ends and self.store is None:
-            raise BadHold("this mount has no state file; mount it with --state FILE")
+        self._shelf.check(ends)
         who = credentials or Credentials(requester.uid, requester.uid)
         above: dict[tuple[Inode, str], tuple[Inode, ...]] = {}
         for index, (inode, path) in enumerate(objects):
@@ -241,26 +226,26 @@ class Keeper:
                 await self._words.raise_for(hold)
                 await self.authority.may_pin(self.registry.pinned(hold), hold.path, who)
                 await _turn(index)
-            await self._keep(placed)
+            await self._shelf.put(placed)
             self._must_stand(placed)
         except Held as error:
             inode, path = self._kept_out(wish, error.hold)
-            self._tell(LockFailed(self._now(), path, inode, requester, error.hold))
+            self._tell(LockFailed(self._clock.now(), path, inode, requester, error.hold))
             raise
         except BaseException:
-            self._leave_all(placed)
+            self._endings.leave_all(placed)
             for hold in placed:
-                self._forget_soon(hold)
+                self._shelf.forget_soon(hold)
             with trio.CancelScope(shield=True):
-                await self._forget_now()
+                await self._shelf.forget_now()
             raise
         for hold in placed:
             self._note_deadline(hold)
-            self._tell(Locked(self._now(), hold))
+            self._tell(Locked(self._clock.now(), hold))
         return placed
 
     async def _enter_or_wait(self, wish: Wish, patience: float) -> tuple[Hold, ...]:
-        asked = self._clock()
+        asked = self._clock.seconds()
 
         def enter() -> tuple[Hold, ...]:
             # Of the time that is among its ends none passes while it waits.
@@ -277,21 +262,11 @@ class Keeper:
 
     def _kept_out(self, wish: Wish, rival: Hold) -> tuple[Inode, str]:
         """Which of the objects this hold is in the way of: the one that it is on, above or below."""
-        way = {rival.inode, *self._above(rival.inode)}
+        way = {rival.inode, *self._view.above(rival.inode)}
         for inode, path in wish.objects:
-            if inode in way or rival.inode in self._above(inode):
+            if inode in way or rival.inode in self._view.above(inode):
                 return inode, path
         return wish.objects[0]
-
-    async def _keep(self, holds: Iterable[Hold]) -> None:
-        """Has the store keep those of the holds that it is to keep, and that have not ended when it has them."""
-        kept = [hold for hold in holds if StateFile() in hold.ends]
-        if kept and self.store is not None:
-            await self.store.add(kept)
-            for hold in kept:
-                if self._current(hold) is None:
-                    self._forget_soon(hold)
-            await self._forget_now()
 
     def _must_stand(self, holds: Sequence[Hold]) -> None:
         """Accepts that none of these, which were placed together, has ended before anybody heard of it.
@@ -299,8 +274,8 @@ class Keeper:
         Raises:
             NoSuchHold: one has.
         """
-        if holds and self._is_over(holds[0]):
-            self._reap(holds)
+        if holds and self._endings.is_over(holds[0]):
+            self._endings.reap(holds)
         for hold in holds:
             self.registry.get(hold.id)
 
@@ -315,7 +290,7 @@ class Keeper:
         try:
             await self._words.raise_for(hold)
         except BaseException:
-            self._leave(hold)
+            self._endings.leave(hold)
             raise
         self._note_deadline(hold)
 
@@ -339,10 +314,7 @@ class Keeper:
         Raises:
             BadHold: no clock goes that far.
         """
-        try:
-            return Time(self._now() + timedelta(seconds=seconds), self._clock() + seconds)
-        except OverflowError:
-            raise BadHold(f"{seconds:g} seconds from now is beyond every calendar") from None
+        return self._clock.time_in(seconds)
 
     async def renew(self, ids: Sequence[str], ttl: float, *, requester: Process) -> tuple[Hold, ...]:
         """Has holds end so many seconds from now, all or none. Only those that have a time, and have not ended.
@@ -356,7 +328,7 @@ class Keeper:
         until = self.until(ttl, requester)
         before = [self.registry.get(name) for name in ids]
         for hold in before:
-            if self._is_over(hold):
+            if self._endings.is_over(hold):
                 raise NoSuchHold(hold.id)
             if not (self.authority.is_own(hold, requester) or requester.uid == 0):
                 raise NotPermitted(f"hold {hold.id} is {hold.holder.name}'s, not yours")
@@ -364,11 +336,11 @@ class Keeper:
                 raise BadHold(f"hold {hold.id} does not end with a time, so there is nothing to renew")
         renewed = [self._renew(hold, until) for hold in before]
         try:
-            await self._keep(renewed)
+            await self._shelf.put(renewed)
         except BaseException:
             for earlier, hold in zip(before, renewed, strict=True):
                 # Another call may have renewed it meanwhile.
-                if self._current(hold) is hold:
+                if self._endings.current(hold) is hold:
                     self._renew(earlier, time_of(earlier) or until)
             raise
         return tuple(renewed)
@@ -388,13 +360,13 @@ class Keeper:
         ended = 0
         while (upcoming := self._deadlines.next()) is not None:
             deadline, hold = upcoming
-            left = deadline - self._clock()
+            left = deadline - self._clock.seconds()
             if left > 0:
                 break
-            self._end(hold, Expired(self._now(), hold))
+            self._endings.end(hold, Expired(self._clock.now(), hold))
             ended += 1
             await _turn(ended)
-        await self._forget_now()
+        await self._shelf.forget_now()
         return None if upcoming is None else left
 
     # --- ending -------------------------------------------------------------------------------------------------------
@@ -425,16 +397,14 @@ class Keeper:
                 hold = self.registry.get(name)
                 self.authority.may_end(hold, requester, break_it=break_it)
             except (NoSuchHold, NotPermitted) as error:
-                self._tell(UnlockBad(self._now(), name, requester, str(error)))
+                self._tell(UnlockBad(self._clock.now(), name, requester, str(error)))
                 raise
             holds.append(hold)
-        kept = [hold.id for hold in holds if StateFile() in hold.ends]
-        if kept and self.store is not None:
-            await self.store.remove(kept)
+        await self._shelf.take(holds)
         for index, hold in enumerate(holds):
             own = self.authority.is_own(hold, requester)
-            at = self._now()
-            self._leave(hold, Unlocked(at, hold) if own else Broken(at, hold, requester, reason))
+            at = self._clock.now()
+            self._endings.leave(hold, Unlocked(at, hold) if own else Broken(at, hold, requester, reason))
             await _turn(index)
         return tuple(holds)
 
@@ -446,9 +416,9 @@ class Keeper:
         """Ends the holds that this end ends: the connection was closed, or the process has exited."""
         event = Unlocked if isinstance(end, Connection) else Reaped
         for index, hold in enumerate(self.registry.ending_with(end)):
-            self._end(hold, event(self._now(), hold))
+            self._endings.end(hold, event(self._clock.now(), hold))
             await _turn(index)
-        await self._forget_now()
+        await self._shelf.forget_now()
 
     async def sweep(self) -> None:
         """Ends the holds on inodes that have been removed behind the mount."""
@@ -456,8 +426,8 @@ class Keeper:
         for start in range(0, len(inodes), SWEPT_AT_A_TIME):
             for inode in await trio.to_thread.run_sync(self._gone_of, inodes[start : start + SWEPT_AT_A_TIME]):
                 for hold in self.registry.on(inode):
-                    self._end(hold, Orphaned(self._now(), hold))
-        await self._forget_now()
+                    self._endings.end(hold, Orphaned(self._clock.now(), hold))
+        await self._shelf.forget_now()
 
     def _gone_of(self, inodes: Iterable[Inode]) -> list[Inode]:
         gone = []
@@ -471,74 +441,15 @@ class Keeper:
                 pass  # the backing filesystem is in trouble, which proves nothing
         return gone
 
-    def _end(self, hold: Hold, event: Event) -> None:
-        """Ends a hold without anybody having asked for it."""
-        if self._leave(hold, event):
-            self._forget_soon(hold)
-
-    def _leave(self, hold: Hold, event: Event | None = None) -> bool:
-        """Ends a hold, and tells of it; whether nothing else had ended it before.
-
-        It leaves the registry; then the words are lowered, and whoever waits is served.
-        """
-        if self._current(hold) is None:
-            return False
-        pinned = self.registry.pinned(hold)
-        self.registry.unlock(hold.id)
-        for inode in (hold.inode, *pinned):
-            self._words.lower(inode)
-        if event is not None:
-            self._tell(event)
-        self._queue.serve(hold)
-        return True
-
-    def _current(self, hold: Hold) -> Hold | None:
-        """The hold as it is now, for it may have been renewed; None if it has ended."""
-        with suppress(NoSuchHold):
-            return self.registry.get(hold.id)
-        return None
-
-    def _leave_all(self, holds: Sequence[Hold]) -> None:
-        for hold in reversed(holds):
-            self._leave(hold)
-
-    def _forget_soon(self, hold: Hold) -> None:
-        if StateFile() in hold.ends:
-            self._to_be_removed.append(hold.id)
-
-    async def _forget_now(self) -> None:
-        """Takes what has ended by itself out of the store. A hold that is over does not come back in any case."""
-        if self._to_be_removed and self.store is not None:
-            ids, self._to_be_removed = self._to_be_removed, []
-            try:
-                await self.store.remove(ids)
-            except NotKept:
-                self._to_be_removed += ids  # the store has said so; it is tried again with the next
-
     # --- what there is ------------------------------------------------------------------------------------------------
 
     def on(self, inode: Inode) -> tuple[Hold, ...]:
         """The holds on this inode, its open files among them, oldest first."""
-        return (*self.registry.on(inode), *self._openings(inode))
+        return self._view.on(inode)
 
     def covering(self, inode: Inode) -> tuple[Hold, ...]:
         """Every hold that says something about this inode, from above too; oldest first, open files last."""
-        above = self._above(inode) if self.registry.covers_below else ()
-        return (*self.registry.covering(inode, above), *self._openings(inode))
-
-    def _above(self, inode: Inode) -> tuple[Inode, ...]:
-        """The directories above, as far as they are known."""
-        with suppress(Gone):
-            return self._mirror.ancestors(inode)
-        return ()
-
-    def _openings(self, inode: Inode) -> tuple[Hold, ...]:
-        if self.open_files is OpenFiles.NONE:
-            return ()
-        with suppress(Gone):
-            path = os.path.join(self._mountpoint, os.fsdecode(self._mirror.path(inode)))
-            return openings(inode, path, self._mirror, self._describe, self._is_alive)
-        return ()
+        return self._view.covering(inode)
 
     # --- refusing -----------------------------------------------------------------------------------------------------
 
@@ -556,7 +467,7 @@ class Keeper:
             await trio.to_thread.run_sync(partial(self._mirror.barrier, enforcing=mode is Mode.ENFORCE))
             self._queue.serve()  # what was in the way may not be any more
             if before is not mode:
-                self._tell(ModeChanged(self._now(), before, mode, requester))
+                self._tell(ModeChanged(self._clock.now(), before, mode, requester))
 
     def verdict(
         self,
@@ -580,37 +491,18 @@ class Keeper:
             return ()
         above: tuple[Inode, ...] = ()
         if parent is not None and self.registry.reaches_below:
-            above = (parent, *self._above(parent))
+            above = (parent, *self._view.above(parent))
         refusing = self.registry.refusing(inode, operation, above)
-        if refusing and self._reap(refusing):
+        if refusing and self._endings.reap(refusing):
             refusing = self.registry.refusing(inode, operation, above)
-        opened = self._openings(inode)
+        opened = self._view.openings(inode)
         refusing += tuple(hold for hold in opened if not opened_by(hold, requester()))
         if not refusing:
             return ()
         enforced = self.mode is Mode.ENFORCE
-        refused = Refused(self._now(), operation, path, inode, requester(), refusing, enforced)
+        refused = Refused(self._clock.now(), operation, path, inode, requester(), refusing, enforced)
         self._tell(refused)
         return refusing if enforced else ()
-
-    def _reap(self, holds: Iterable[Hold]) -> bool:
-        """Drops those that are over; whether there were any."""
-        over = [hold for hold in holds if self._is_over(hold)]
-        for hold in over:
-            end = time_of(hold)
-            expired = end is not None and end.deadline <= self._clock()
-            self._end(hold, Expired(self._now(), hold) if expired else Reaped(self._now(), hold))
-        return bool(over)
-
-    def _is_over(self, hold: Hold) -> bool:
-        for end in hold.ends:
-            if isinstance(end, OF_A_PROCESS):
-                there = self.present.get(end)
-                if there is None or not there.is_alive():
-                    return True
-            elif isinstance(end, Time) and end.deadline <= self._clock():
-                return True
-        return False
 
 
 async def _turn(index: int) -> None:

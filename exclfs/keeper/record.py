@@ -1,19 +1,19 @@
-"""The record: what has happened, told to whoever wants to hear it, counted, and the last refusals kept."""
+"""The record: what has happened, kept as far as there is room, counted, and told to whoever wants to hear it."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from exclfs.holds.events import Refused
+from exclfs.keeper.past import Past
+from exclfs.keeper.refusals import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exclfs.holds.events import Event
 
-REFUSALS_KEPT: Final = 100
-"""How many of the last refusals are kept for whoever asks afterwards."""
 WOULD_REFUSE: Final = "would_refuse"
 """What refusals that are not enforced are counted as."""
 
@@ -22,12 +22,14 @@ class Record:
     """The record of one mount."""
 
     def __init__(self) -> None:
-        self.refusals: deque[Refused] = deque(maxlen=REFUSALS_KEPT)
+        self.past = Past()
+        self.refusals = Refusals()
         self.counts: Counter[str] = Counter()
+        """How many events of each name there were; of `refused` those that were enforced, of `would_refuse` others."""
         self._subscribers: dict[object, Callable[[Event], None]] = {}
 
     def subscribe(self, tell: Callable[[Event], None]) -> Callable[[], None]:
-        """Has every event told to `tell`, in order. It must neither block nor raise.
+        """Has every event told to `tell`, in order, once the past has it. It must neither block nor raise.
 
         Returns:
             What ends that.
@@ -42,9 +44,10 @@ class Record:
 
     def tell(self, event: Event) -> None:
         """Something has happened."""
+        self.past.add(event)
         name = event.name
         if isinstance(event, Refused):
-            self.refusals.append(event)
+            self.refusals.add(event)
             name = event.name if event.enforced else WOULD_REFUSE
         self.counts[name] += 1
         for tell in tuple(self._subscribers.values()):

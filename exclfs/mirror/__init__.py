@@ -113,6 +113,7 @@ class Mirror:
         privileged: bool,
         hold_open: OpenFiles = OpenFiles.NONE,
     ) -> None:
+        self.descriptor_budget: Final = descriptors
         self._mirror = _mirror.Mirror(
             source,
             device,
@@ -318,6 +319,17 @@ class Mirror:
     def counters(self) -> dict[str, int]:
         """How often each kind of request came, and what the mirror holds; for `status`."""
         return self._mirror.counters()
+
+    def latencies(self) -> tuple[int, ...]:
+        """How many verdicts took how long, in the buckets of exclfs.mirror.latencies; those that came in time."""
+        return self._mirror.latencies()
+
+    def awaits(self, pid: int) -> bool:
+        """Whether this process or thread waits for a verdict: then it has not ended, and the number is still its own.
+
+        After decision_timeout the mirror has answered by itself, and whoever asked may be gone.
+        """
+        return self._mirror.awaits(pid)
 
 
 def fuse_handle(fd: int) -> FuseHandle:

@@ -185,6 +185,8 @@ enum counter {
 
 struct question;
 
+enum { LATENCIES = 124 }; /* buckets of microseconds: 0 to 3 each, from there on four to an octave of 32 bits */
+
 struct questions {
     pthread_mutex_t lock;
     struct question *first, *last; /* in the order of asking, which is the order of their deadlines */
@@ -193,6 +195,7 @@ struct questions {
     pthread_t thread;
     bool running, stopping;
     unsigned unsent;
+    atomic_ulong latencies[LATENCIES]; /* how many verdicts took how long */
 };
 
 struct mirror {
@@ -373,7 +376,7 @@ struct tested {
 struct question {
     struct question *next;
     uint64_t unique;
-    struct timespec deadline;
+    struct timespec asked, deadline;
     bool sent;
     bool frozen; /* the words of `tested` are locked until this is answered */
     unsigned rounds;
@@ -387,6 +390,8 @@ int questions_init(struct mirror *mirror, int channel);
 int questions_start(struct mirror *mirror);
 void questions_stop(struct mirror *mirror);
 void questions_destroy(struct mirror *mirror);
+/* Whether this thread waits for the answer to a question. */
+bool questions_await(struct mirror *mirror, uint32_t pid);
 /* Each hands the request to the policy; it will be answered or carried out later by the questions' thread. */
 void ask_removal(struct worker *worker, const struct request *request, const struct tested tested[TESTED_MAX],
                  unsigned long tree, const char *path, const char *second_path);

@@ -434,6 +434,29 @@ static PyObject *Mirror_counters(MirrorObject *self, PyObject *ignored) {
     return all;
 }
 
+static PyObject *Mirror_latencies(MirrorObject *self, PyObject *ignored) {
+    (void)ignored;
+    struct mirror *mirror = running(self);
+    PyObject *all = mirror == NULL ? NULL : PyTuple_New(LATENCIES);
+    if (all == NULL) return NULL;
+    for (unsigned i = 0; i < LATENCIES; i++) {
+        PyObject *value = PyLong_FromUnsignedLong(atomic_load(&mirror->questions.latencies[i]));
+        if (value == NULL) {
+            Py_DECREF(all);
+            return NULL;
+        }
+        PyTuple_SET_ITEM(all, i, value);
+    }
+    return all;
+}
+
+static PyObject *Mirror_awaits(MirrorObject *self, PyObject *argument) {
+    struct mirror *mirror = running(self);
+    unsigned long pid = mirror == NULL ? 0 : PyLong_AsUnsignedLong(argument);
+    if (mirror == NULL || PyErr_Occurred()) return NULL;
+    return PyBool_FromLong(pid <= UINT32_MAX && questions_await(mirror, (uint32_t)pid));
+}
+
 static PyObject *Mirror_finished(MirrorObject *self, PyObject *ignored) {
     (void)ignored;
     struct mirror *mirror = running(self);
@@ -460,6 +483,8 @@ static PyMethodDef Mirror_methods[] = {
     {"keep", (PyCFunction)Mirror_keep, METH_O, NULL},
     {"release", (PyCFunction)Mirror_release, METH_O, NULL},
     {"counters", (PyCFunction)Mirror_counters, METH_NOARGS, NULL},
+    {"latencies", (PyCFunction)Mirror_latencies, METH_NOARGS, NULL},
+    {"awaits", (PyCFunction)Mirror_awaits, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -11,6 +11,9 @@
  * changed when PROCEED arrives the policy is asked again, and for the last round the words are frozen. A question
  * that finds no answer in time is EBUSY: it fails closed. Once the policy has gone, every question is EBUSY at once. A
  * full channel makes questions wait, never workers.
+ *
+ * How long each verdict took, from the question being put to its answer being taken, is counted in buckets that are a
+ * quarter of an octave wide: exclfs/mirror/latencies.py makes percentiles of them.
  */
 #include "mirror.h"
 
@@ -59,7 +62,8 @@ static void ask(struct worker *worker, struct question *question) {
     struct mirror *mirror = worker->mirror;
     struct questions *questions = &mirror->questions;
     count(mirror, C_ASKED);
-    clock_gettime(CLOCK_MONOTONIC, &question->deadline);
+    clock_gettime(CLOCK_MONOTONIC, &question->asked);
+    question->deadline = question->asked;
     double whole = (double)(time_t)mirror->settings.decision_timeout;
     question->deadline.tv_sec += (time_t)whole;
     question->deadline.tv_nsec += (long)((mirror->settings.decision_timeout - whole) * 1e9);
@@ -174,9 +178,33 @@ static struct question *take(struct questions *questions, uint64_t unique) {
     return NULL;
 }
 
+/* Whoever waits for an answer has not ended, so its number is nobody else's yet. */
+bool questions_await(struct mirror *mirror, uint32_t pid) {
+    struct questions *questions = &mirror->questions;
+    pthread_mutex_lock(&questions->lock);
+    struct question *at = questions->first;
+    while (at != NULL && ((const struct fuse_in_header *)at->message)->pid != pid) at = at->next;
+    pthread_mutex_unlock(&questions->lock);
+    return at != NULL;
+}
+
 static bool is_xattr(const struct question *question) {
     uint32_t opcode = ((const struct fuse_in_header *)question->message)->opcode;
     return opcode == FUSE_GETXATTR || opcode == FUSE_SETXATTR || opcode == FUSE_REMOVEXATTR;
+}
+
+static unsigned bucket_of(uint32_t microseconds) {
+    if (microseconds < 4) return microseconds;
+    unsigned octave = 31 - (unsigned)__builtin_clz(microseconds);
+    return (octave - 1) << 2 | (microseconds >> (octave - 2) & 3);
+}
+
+static void note_latency(struct questions *questions, const struct timespec *asked) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t took = (now.tv_sec - asked->tv_sec) * 1000000LL + (now.tv_nsec - asked->tv_nsec) / 1000;
+    unsigned bucket = bucket_of(took < 0 ? 0 : took > UINT32_MAX ? UINT32_MAX : (uint32_t)took);
+    atomic_fetch_add_explicit(&questions->latencies[bucket], 1, memory_order_relaxed);
 }
 
 static void answer(struct worker *worker, const char *packet, size_t size) {
@@ -187,6 +215,7 @@ static void answer(struct worker *worker, const char *packet, size_t size) {
     struct question *question = take(&mirror->questions, header->unique);
     pthread_mutex_unlock(&mirror->questions.lock);
     if (question == NULL) return; /* it timed out */
+    if (!is_xattr(question)) note_latency(&mirror->questions, &question->asked);
 
     /* The kernel takes no other errno, and would wait for ever. */
     if (header->error > 0 || header->error <= -512) reply_error(worker, question->unique, EIO);

@@ -30,7 +30,7 @@ from exclfs.services.event_streams import EventStream
 from exclfs.services.lifetimes import Lifetimes
 from exclfs.services.methods import Methods
 from exclfs.wire.envelope import read_call, write_reply
-from exclfs.wire.errors import EventsLost, VarlinkError, error_to_json
+from exclfs.wire.errors import VarlinkError, error_to_json
 from exclfs.wire.framing import Decoder, ProtocolError, encode
 from exclfs.wire.messages import MAX_DESCRIPTORS, EventsReply, HoldCall
 
@@ -266,26 +266,25 @@ class _Conversation:
             raise ProtocolError("the server failed at this call; its log says how") from error
 
     async def _tell(self, stream: EventStream) -> bytes:
-        """Tells events, however slowly they are read, until some are lost: the error that says so."""
+        """Tells events, however slowly they are read; gives the reply that ends the stream."""
         with self._ending_when_hung_up():
-            reply = EventsReply()
-            try:
-                while True:
-                    await self._send(encode(write_reply(reply, continues=True)), patience=math.inf)
-                    reply = EventsReply(as_seen_by(self.peer.uid, await stream.next()))
-            except EventsLost as error:
-                return encode(error_to_json(error))
+            reply: EventsReply | None = EventsReply(missed=stream.missed)
+            while reply is not None:
+                await self._send(await self._written(reply, continues=True), patience=math.inf)
+                reply = await stream.next()
+        return await self._written(EventsReply())
 
     async def _typed(self, incoming: Incoming) -> Call[Any]:
         if _longest((incoming.parameters or {}).values()) > MANY:
             return await self._server.apart(incoming.typed)
         return incoming.typed()
 
-    async def _written(self, reply: AttrsInstance) -> bytes:
+    async def _written(self, reply: AttrsInstance, *, continues: bool = False) -> bytes:
         reply = as_seen_by(self.peer.uid, reply)
-        if _longest(astuple(reply, recurse=False)) > MANY:
-            return await self._server.apart(lambda: encode(write_reply(reply)))
-        return encode(write_reply(reply))
+        told = reply.event if isinstance(reply, EventsReply) and reply.event is not None else reply
+        if _longest(astuple(told, recurse=False)) > MANY:
+            return await self._server.apart(lambda: encode(write_reply(reply, continues=continues)))
+        return encode(write_reply(reply, continues=continues))
 
     async def _send(self, message: bytes, *, patience: float | None = None) -> None:
         patience = patience or self._server.patience

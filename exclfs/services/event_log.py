@@ -1,10 +1,15 @@
-"""The log: one key=value line per event, to a place that `status` names, and never nowhere.
+"""The log: one line per event, to a place that `status` names, and never nowhere.
 
-The rule that this module owns: a refusal never waits for the log. A line is put into a bounded queue and written by a
-thread; where the sink blocks, what does not fit is dropped, counted, and told as soon as the sink moves again.
+The rules that this module owns:
 
-The line is of log_lines, the place of log_sinks. The journal gets each value once more as a field of its own, in its
-very bytes: `journalctl EXCLFS_OP=rmdir`.
+- A refusal never waits for the log. Whoever records an event puts it into a bounded queue and goes on; a thread folds
+  refusals (exclfs.holds.folding), words and writes. Where the sink blocks, what does not fit is dropped, counted, and
+  told as soon as the sink moves again.
+- So a refusal may stand in the log a second after it was, while the xattrs, the stream of events and `status` have it
+  at once.
+
+What a line says is of log_fields, how of log_lines, the place of log_sinks. The journal gets each value once more as a
+field of its own, in its very bytes: `journalctl EXCLFS_OP=rmdir`.
 """
 
 from __future__ import annotations
@@ -15,44 +20,27 @@ import os
 import queue
 import sys
 import threading
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Final
 
-import structlog
-
-from exclfs.holds.events import (
-    Broken,
-    Expired,
-    Locked,
-    LockFailed,
-    ModeChanged,
-    Orphaned,
-    Reaped,
-    Refused,
-    UnlockBad,
-    Unlocked,
-)
-from exclfs.holds.lifetime import Exit, Time
-from exclfs.services import log_lines, log_sinks
-from exclfs.wire.shapes import KINDS
+from exclfs.holds.events import Broken, Event, ModeChanged, Orphaned, Refused, UnlockBad
+from exclfs.holds.folding import Fold, Folding
+from exclfs.options import LogFormat
+from exclfs.services import log_fields, log_lines, log_sinks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from exclfs.holds.events import Event
-    from exclfs.holds.hold import Hold
-    from exclfs.holds.holder import Process
-    from exclfs.holds.lifetime import End
+    from collections.abc import Callable, Iterable
 
 CAPACITY: Final = 20_000
-"""How many lines may wait for the sink: one call may place ten thousand holds."""
-MOST_HOLDERS: Final = 100
-"""How many holders one line names; `holders` counts them all."""
+"""How many entries may wait for the thread: one call may place ten thousand holds."""
+TICK: Final = 0.25
+"""Seconds from one look at the open folds to the next."""
 
 _WARNINGS: Final = (Refused, UnlockBad, Broken, Orphaned, ModeChanged)
 """What somebody should see who looks for trouble: what was not done, or done against somebody's will."""
 
-Fields = dict[str, Any]
+Entry = Event | logging.LogRecord | None
+"""What waits in the queue: an event, a record of the standard library's logging, or the end."""
 
 
 class EventLog:
@@ -64,32 +52,37 @@ class EventLog:
     Args:
         sink: where lines go; it may block.
         place: the name of that place, for people.
+        form: how lines are written.
         logger: what of the standard library's logging goes there too; without it the root, so everything.
-        capacity: how many lines may wait.
+        capacity: how many entries may wait.
     """
 
     def __init__(
-        self, sink: logging.Handler, place: str, *, logger: logging.Logger | None = None, capacity: int = CAPACITY
+        self,
+        sink: logging.Handler,
+        place: str,
+        *,
+        form: LogFormat = LogFormat.TEXT,
+        logger: logging.Logger | None = None,
+        capacity: int = CAPACITY,
     ) -> None:
         self.dropped = 0
         """How many lines were lost because the sink did not take them."""
-        self._place = place
+        self._place = place if form is LogFormat.TEXT else f"{place}, as JSON"
         self._trouble: str | None = None
         self._told = 0
         self._sink = sink
-        self._sink.setFormatter(log_lines.formatter())
+        self._sink.setFormatter(log_lines.formatter(form))
         self._sink.handleError = self._failed  # type: ignore[method-assign]
-        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._entries: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._folding = Folding()
+        self._looked = 0.0
         self._thread = threading.Thread(target=self._write, name="exclfs-log", daemon=True)
         self._logger = logger or logging.getLogger()
         self._logger.setLevel(logging.INFO)
-        self._entrance = _Entrance(self._records, self._drop)
+        self._entrance = _Entrance(self._put)
         self._logger.addHandler(self._entrance)
-        self._log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-            self._logger,
-            processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-            wrapper_class=structlog.stdlib.BoundLogger,
-        )
 
     @property
     def where(self) -> str:
@@ -103,39 +96,66 @@ class EventLog:
         self._thread.start()
 
     def record(self, event: Event) -> None:
-        """Writes one line of this event, some time later. Neither blocks nor raises: fit for Keeper.subscribe."""
-        level = logging.WARNING if isinstance(event, _WARNINGS) else logging.INFO
-        self._log.log(level, event.name, at=event.at, **fields_of(event))
+        """Has this event written, some time later. Neither blocks nor raises: fit for Keeper.subscribe."""
+        self._put(event)
 
     def close(self, patience: float = 2.0) -> None:
         """Writes what waits and stops. A sink that blocks for longer than `patience` seconds is left alone."""
         self._logger.removeHandler(self._entrance)
         if self._thread.is_alive():
-            with suppress(queue.Full):
-                self._records.put(None, timeout=patience)
-                self._thread.join(patience)
+            self._entries.put(None)
+            self._thread.join(patience)
         if not self._thread.is_alive():
             self._sink.close()
 
+    def _put(self, entry: Event | logging.LogRecord) -> None:
+        if self._entries.qsize() < self._capacity:
+            self._entries.put(entry)
+        else:
+            self._drop()
+
     def _write(self) -> None:
-        while (record := self._records.get()) is not None:
-            self._trouble = None
-            self._sink.handle(record)
-            if self.dropped > self._told:
-                self._tell_of_drops()
+        while True:
+            try:
+                entry = self._entries.get(timeout=TICK if self._folding else None)
+            except queue.Empty:
+                self._tell(self._due())
+                continue
+            self._tell(self._due())
+            match entry:
+                case Event():
+                    self._tell(self._folding.take(entry, time.monotonic()))
+                case logging.LogRecord():
+                    self._handle(entry)
+                case None:
+                    self._tell(self._folding.rest())
+                    return
+
+    def _due(self) -> Iterable[Fold]:
+        now = time.monotonic()
+        if now - self._looked < TICK:
+            return ()
+        self._looked = now
+        return self._folding.due(now)
+
+    def _tell(self, told: Iterable[Fold | Event]) -> None:
+        for one in told:
+            event, fields = (
+                (one.refused, log_fields.of_fold(one)) if isinstance(one, Fold) else (one, log_fields.of_event(one))
+            )
+            level = logging.WARNING if isinstance(event, _WARNINGS) else logging.INFO
+            self._handle(log_lines.record_of(event.name, level, {"at": event.at, **fields}))
+
+    def _handle(self, record: logging.LogRecord) -> None:
+        self._trouble = None
+        self._sink.handle(record)
+        if self.dropped > self._told:
+            self._tell_of_drops()
 
     def _tell_of_drops(self) -> None:
         lost = self.dropped - self._told
         self._told += lost
-        line = {
-            "msg": {"event": "log_dropped", "lines": lost},
-            "levelno": logging.WARNING,
-            "levelname": "WARNING",
-            # By these two structlog knows a record that it has made itself.
-            "_logger": self._logger,
-            "_name": "warning",
-        }
-        self._sink.handle(logging.makeLogRecord(line))
+        self._sink.handle(log_lines.record_of("log_dropped", logging.WARNING, {"lines": lost}))
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -147,14 +167,20 @@ class EventLog:
         self._trouble = str(sys.exc_info()[1])
 
 
-def open_log(wanted: str | None, *, foreground: bool, logger: logging.Logger | None = None) -> EventLog:
+def open_log(
+    wanted: str | None,
+    *,
+    foreground: bool,
+    form: LogFormat = LogFormat.TEXT,
+    logger: logging.Logger | None = None,
+) -> EventLog:
     """Opens the log, ready to be started.
 
     Args:
         wanted: journal, syslog, stderr or the path of a file. None takes the first that can be opened of: the journal,
             syslog, and stderr in the foreground or a file in the background.
         foreground: whether somebody may be reading stderr.
-        logger: see EventLog.
+        form, logger: see EventLog.
 
     Raises:
         OSError: what was wanted cannot be opened, or, if nothing was wanted, nothing can.
@@ -167,103 +193,22 @@ def open_log(wanted: str | None, *, foreground: bool, logger: logging.Logger | N
             last = OSError(error.errno, f"cannot log to {place}: {error.strerror or error}")
             continue
         name = place if place in log_sinks.NAMED else f"file {os.path.abspath(place)}"
-        return EventLog(sink, name, logger=logger)
+        return EventLog(sink, name, form=form, logger=logger)
     raise last or OSError("there is nowhere to log to")
 
 
-def fields_of(event: Event) -> Fields:
-    """The keys and values of an event's line, in their order, without its name and time."""
-    match event:
-        case Refused():
-            return {
-                "op": event.operation.value,
-                "path": event.path,
-                "inode": event.inode.ino,
-                "dev": event.inode.dev,
-                "enforced": "yes" if event.enforced else "no",
-                **_process("requester", event.requester),
-                "holders": len(event.holds),
-                **_holders(event.holds),
-            }
-        case LockFailed():
-            return {
-                "path": event.path,
-                "inode": event.inode.ino,
-                "dev": event.inode.dev,
-                **_process("requester", event.requester),
-                **_holders([event.conflict]),
-            }
-        case UnlockBad():
-            return {"id": event.id, "why": event.why, **_process("requester", event.requester)}
-        case Broken():
-            return {**_hold(event.hold), **_process("requester", event.requester), "reason": event.reason}
-        case ModeChanged():
-            return {
-                "before": event.before.value,
-                "after": event.after.value,
-                **_process("requester", event.requester),
-            }
-        case Locked():
-            return {**_hold(event.hold), "ends": ",".join(_end(end) for end in event.hold.ends)}
-        case Unlocked() | Reaped() | Expired() | Orphaned():
-            return _hold(event.hold)
-    raise TypeError(f"no line is known for {event!r}")
+class _Entrance(logging.Handler):
+    """Takes the records of other libraries: they are rendered in the thread that writes them."""
 
+    def __init__(self, put: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._put = put
 
-def _hold(hold: Hold) -> Fields:
-    return {
-        "path": hold.path,
-        "inode": hold.inode.ino,
-        "dev": hold.inode.dev,
-        "flags": ",".join(hold.flags.names),
-        **_holders([hold]),
-    }
-
-
-def _end(end: End) -> str:
-    """connection, unmount, …; process:PID; time:WHEN."""
-    kind = KINDS[type(end)].replace(" ", "-")
-    match end:
-        case Exit():
-            return f"{kind}:{end.pid}"
-        case Time():
-            return f"{kind}:{log_lines.text(end.at)}"
-    return kind
-
-
-def _holders(holds: Sequence[Hold]) -> Fields:
-    """holder, holder_pid, … for the first; holder2, holder2_pid, … for the second, and so on."""
-    fields: Fields = {}
-    for number, hold in enumerate(holds[:MOST_HOLDERS], 1):
-        key = "holder" if number == 1 else f"holder{number}"
-        fields[key] = hold.holder.name
-        fields |= _process(key, hold.holder.process)
-        fields |= {f"{key}_reason": hold.reason, f"{key}_since": hold.since, f"{key}_id": hold.id}
-    return fields
-
-
-def _process(key: str, process: Process) -> Fields:
-    fields: Fields = {f"{key}_pid": process.pid, f"{key}_comm": process.comm, f"{key}_uid": process.uid}
-    if process.container is not None:
-        fields[f"{key}_container"] = process.container
-    return fields
-
-
-class _Entrance(logging.handlers.QueueHandler):
-    """Takes records into the queue as they are: they are rendered in the thread that writes them."""
-
-    def __init__(self, records: queue.Queue[logging.LogRecord | None], on_full: Callable[[], None]) -> None:
-        super().__init__(records)
-        self._on_full = on_full
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        if not isinstance(record.msg, dict):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
             # The arguments may change before the line is written; the text cannot.
             record.msg, record.args = record.getMessage(), None
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
-            self._on_full()
+        except Exception:
+            self.handleError(record)
+        else:
+            self._put(record)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import AttrsInstance, evolve, frozen
 
+from exclfs.holds.concerns import concerns_holder, concerns_inode, concerns_user
 from exclfs.holds.errors import BadHold, NoSuchHold
 from exclfs.holds.holder import Holder
 from exclfs.holds.mode import Mode
-from exclfs.services.event_streams import concerns_holder, concerns_inode, concerns_user, subscribed
+from exclfs.services.event_streams import subscribed
 from exclfs.wire import description
 from exclfs.wire.errors import MethodNotImplemented
 from exclfs.wire.messages import (
@@ -54,6 +55,10 @@ if TYPE_CHECKING:
     from exclfs.services.lifetimes import Lifetimes
     from exclfs.services.objects import Found, Objects
     from exclfs.wire.messages import Cause, Object, Status
+
+
+MOST_REQUESTERS: Final = 20
+"""How many of those that removals were refused to are told in a status; those with most refusals."""
 
 
 @frozen(kw_only=True)
@@ -157,7 +162,9 @@ class Methods:
         if call.object is not None:
             (found,) = await self._find([call.object], passed, lasting=True)
             inode = found.inode
-        return passed.after.enter_context(subscribed(self.keeper, self._wants(inode, own=bool(call.own))))
+        wanted = self._wants(inode, own=bool(call.own))
+        follow = call.follow is not False
+        return passed.after.enter_context(subscribed(self.keeper, wanted, since=call.since, follow=follow))
 
     def _wants(self, inode: Inode | None, *, own: bool) -> Callable[[Event], bool]:
         caller = self.peer.describe()
@@ -173,12 +180,22 @@ class Methods:
         return wants
 
     def _status(self) -> Status:
-        """Of the refusals, others see those that they were part of: a path may be none of their business."""
+        """Of refusals and holds, others see those that they are part of: a path may be none of their business."""
         status = self.status()
-        if self._sees_everything():
-            return status
-        theirs = tuple(refusal for refusal in status.last_refusals if concerns_user(refusal, self.peer.uid))
-        return evolve(status, last_refusals=theirs)
+        requesters = status.refusals_by_requester
+        if not self._sees_everything():
+            uid = self.peer.uid
+            requesters = tuple(requester for requester in requesters if requester.uid == uid)
+            own = (hold for hold in self.keeper.registry.all() if hold.holder.process.uid == uid)
+            status = evolve(
+                status,
+                oldest_hold=min(own, key=lambda hold: hold.since, default=None),
+                last_refusals=tuple(refusal for refusal in status.last_refusals if concerns_user(refusal, uid)),
+            )
+        told = requesters[:MOST_REQUESTERS]
+        refusals = sum(status.refusals_by_operation.values())
+        others = refusals - sum(requester.refusals for requester in told)
+        return evolve(status, refusals_by_requester=told, refusals_by_others=others)
 
     async def _in_reach(self, holds: Sequence[Hold]) -> Sequence[Hold]:
         """Those that this client may know of: its own, and what lies where it could have looked."""

@@ -101,7 +101,7 @@ def read_reply(message: JsonObject, call: Call[Reply]) -> Reply:
     """The reply to this call.
 
     Raises:
-        HoldError, VarlinkError, EventsLost: the error that the server answered with.
+        HoldError, VarlinkError: the error that the server answered with.
         ProtocolError: the message is not a reply, or not one to this call.
     """
     parameters = message.get("parameters") or {}

@@ -60,14 +60,6 @@ class ExpectedMore(VarlinkError):
         super().__init__('the method answers with a stream, and must be called with "more"')
 
 
-class EventsLost(Exception):
-    """Who asked for events has read them too slowly: `number` were lost, and the stream has ended."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"{number} events were lost: they were read too slowly")
-        self.number = number
-
-
 class UnknownError(VarlinkError):
     """The server answered with an error that is not in the table: it is newer than this client."""
 
@@ -95,7 +87,6 @@ TABLE: Final = (
     Row("org.exclfs.UnknownFlag", errors.UnknownFlag, {"name": str, "known": tuple[str, ...]}),
     Row("org.exclfs.BadHold", errors.BadHold, {"why": str}),
     Row("org.exclfs.BadObject", errors.BadObject, {"why": str}),
-    Row("org.exclfs.EventsLost", EventsLost, {"number": int}),
     Row("org.exclfs.ProtocolError", ProtocolError, {"why": str}),
     Row("org.varlink.service.InterfaceNotFound", InterfaceNotFound, {"interface": str}),
     Row("org.varlink.service.MethodNotFound", MethodNotFound, {"method": str}),

@@ -100,6 +100,16 @@ class Cause:
 
 
 @frozen(kw_only=True)
+class RefusedRequester:
+    """A program of a user that removals were refused to: its processes, whichever they were."""
+
+    comm: str | None = None
+    uid: int
+    user: str | None = None
+    refusals: int
+
+
+@frozen(kw_only=True)
 class Status:
     """What a server says of itself."""
 
@@ -109,6 +119,8 @@ class Status:
     pid: int
     uid: int
     since: datetime
+    uptime: float
+    """Seconds for which the server has been there, those in which the machine slept among them."""
     log: str
     """Where the log goes."""
     passthrough: bool
@@ -120,16 +132,36 @@ class Status:
     holds: int
     holders: dict[str, int]
     """How many holds each holder has, by its name."""
+    oldest_hold: Hold | None = None
+    """The one that has stood longest; for others than root and the owner of the mount, of their own."""
     refusals: int
     would_have_refused: int
     """How many removals were recorded and let happen, in mode warn."""
+    refusals_by_operation: dict[str, int]
+    """How many of both there were of each operation."""
+    refusals_by_requester: tuple[RefusedRequester, ...]
+    """To whom most of both went, at most 20; for others than root and the owner of the mount, programs of their own."""
+    refusals_by_others: int
+    """How many of both went to all others."""
     last_refusals: tuple[Refused, ...]
+    """Repeats as one, the latest at the end."""
     requests: dict[str, int]
     """How many requests of each kind the mirror has answered."""
     answered_without_a_decision: int
+    verdicts: int
+    """How many removals were put to the policy and decided in time."""
     verdicts_timed_out: int
+    """How many questions found no answer in time; what was asked for failed."""
+    verdicts_p50_us: int | None = None
+    """Microseconds that half of the verdicts took at most, rounded up by at most a quarter; None before the first."""
+    verdicts_p99_us: int | None = None
+    """The same of 99 in 100."""
     inodes: int
+    """How many the mirror knows."""
     descriptors: int
+    """How many it has open for them."""
+    descriptor_budget: int
+    """How many of these it keeps only because they may be used again; what it cannot do without comes on top."""
     connections: int
     waiting: int
     """How many calls queue for a claim."""
@@ -303,14 +335,17 @@ class ModeCall(Call[ModeReply]):
 
 @frozen
 class EventsReply:
-    """One event; none in the first reply, which says that from here on nothing is missed."""
+    """One event; none in the first reply, which says that from here on nothing is missed, and in the last."""
 
     event: Event | None = None
+    missed: int = 0
+    """How many events come in between that are no longer kept: in the first reply before those that follow, in a later
+    one, which has no event either, because the stream was read too slowly."""
 
 
 @frozen
 class EventsCall(Call[EventsReply]):
-    """Asks for every event from now on, in a stream: of one inode, or of the caller's own holds, or all."""
+    """Asks for events in a stream: of one inode, or of the caller's own holds, or all."""
 
     method = "org.exclfs.Events"
     reply = EventsReply
@@ -318,6 +353,10 @@ class EventsCall(Call[EventsReply]):
     object: Object | None = None
     own: bool | None = None
     """Only what concerns the holds that were placed on this connection, or whose holder is this process."""
+    since: datetime | None = None
+    """What is kept of those that happened then or later; None: nothing, or without `follow` all that is kept."""
+    follow: bool | None = None
+    """Whether to go on with those from now on, which is so if it is None; else the stream ends after the past."""
 
 
 @frozen

@@ -2,8 +2,8 @@
 
 The rules that this module owns:
 
-- A hold is {"id","path","dev","inode","flags","holder":{"name","pid","comm","exe","uid","user","container"},"reason",
-  "since","ends"}. What is not known is null, never left out.
+- A hold is {"id","path","dev","inode","flags","holder":{"name","pid","comm","exe","uid","user","own_uid","container"},
+  "reason","since","ends"}. What is not known is null, never left out.
 - An end is {"kind","pid","at"}, where pid is of a process and at of a time, and null otherwise.
 - An event is {"event": its name, "at": when, …its fields}; an inode is "dev" and "inode" beside them.
 
@@ -66,6 +66,7 @@ class ProcessRecord:
     exe: str | None = None
     uid: int
     user: str | None = None
+    own_uid: int | None = None
     container: str | None = None
 
 
@@ -79,6 +80,7 @@ class HolderRecord:
     exe: str | None = None
     uid: int
     user: str | None = None
+    own_uid: int | None = None
     container: str | None = None
 
 
@@ -272,6 +274,7 @@ def _process(record: ProcessRecord | HolderRecord) -> Process:
         exe=record.exe,
         user=record.user,
         container=record.container,
+        own_uid=record.own_uid,
     )
 
 
@@ -282,6 +285,7 @@ def _process_record(process: Process) -> ProcessRecord:
         exe=process.exe,
         uid=process.uid,
         user=process.user,
+        own_uid=process.own_uid,
         container=process.container,
     )
 

@@ -41,6 +41,7 @@ class BlockingEvents:
 
     def __init__(self, stream: sync_client.Events) -> None:
         self.stream = stream
+        self.missed = stream.missed
 
     def __aiter__(self) -> BlockingEvents:
         return self

@@ -22,7 +22,7 @@ from exclfs.holds.mode import Mode
 from exclfs.holds.registry import Registry
 from exclfs.host import mounts
 from exclfs.wire.envelope import Incoming, read_call, write_reply
-from exclfs.wire.errors import EventsLost, MethodNotFound, VarlinkError, error_to_json
+from exclfs.wire.errors import MethodNotFound, VarlinkError, error_to_json
 from exclfs.wire.framing import Decoder, encode
 from exclfs.wire.messages import (
     Call,
@@ -96,7 +96,11 @@ class HoldServer:
 
     def lose(self, number: int) -> None:
         """Tells all who asked for events that so many are lost."""
-        self._send_to_all(error_to_json(EventsLost(number)))
+        self._send_to_all(write_reply(EventsReply(missed=number), continues=True))
+
+    def end_streams(self) -> None:
+        """Tells all who asked for events that there are no more; their connections stay."""
+        self._send_to_all(write_reply(EventsReply()))
 
     def hang_up(self) -> None:
         """Ends the connections of all who asked for events."""

@@ -14,13 +14,13 @@ import trio
 
 import exclfs
 from exclfs.client import sync_client, trio_client
-from exclfs.client.errors import BadAnswer, Disconnected, Listening
+from exclfs.client.errors import BadAnswer, Disconnected, EventsLost, Listening
 from exclfs.holds.errors import BadObject
 from exclfs.holds.events import Locked, ModeChanged, Unlocked
 from exclfs.holds.holder import Process
 from exclfs.holds.mode import Mode
 from exclfs.wire.envelope import write_reply
-from exclfs.wire.errors import EventsLost, error_to_json
+from exclfs.wire.errors import error_to_json
 from exclfs.wire.framing import encode
 from exclfs.wire.messages import EventsCall, EventsReply
 
@@ -122,17 +122,64 @@ async def test_events_that_are_lost(connected: Any, server: HoldServer) -> None:
     async with connected() as client, client.events() as stream:
         server.tell(EVENT)
         server.lose(17)
+        server.tell(EVENT)
         assert await anext(stream) == EVENT
         with pytest.raises(EventsLost) as caught:
             await anext(stream)
         assert caught.value.number == 17
-        with pytest.raises(Disconnected):
-            await anext(stream)
+        assert await anext(stream) == EVENT, "it goes on"
+
+
+# --- the past --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_past_is_asked_for(connected: Any, server: HoldServer) -> None:
+    async with connected() as client, client.events(since=EVENT.at, follow=False) as stream:
+        assert stream.missed == 0
+    async with connected() as client, client.events():
+        pass
+    past, present = server.called(EventsCall)
+    assert (past.since, past.follow) == (EVENT.at, False)
+    assert (present.since, present.follow) == (None, True)
+
+
+async def test_how_much_of_it_is_not_known(connected: Any, server: HoldServer) -> None:
+    server.answer = lambda connection: connection.sendall(encode(write_reply(EventsReply(missed=7), continues=True)))
+    async with connected() as client, client.events(since=EVENT.at) as stream:
+        assert stream.missed == 7
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_stream_that_does_not_follow_ends(connected: Any, server: HoldServer, own: bool) -> None:
+    async with connected() as client, client.events(own=own, follow=False) as stream:
+        server.tell(EVENT)
+        server.end_streams()
+        assert [event async for event in stream] == [EVENT]
+        assert [event async for event in stream] == []
+        await client.holds()  # the connection is free again
+
+
+async def test_a_stream_that_has_ended_before_it_began(connected: Any, server: HoldServer) -> None:
+    server.answer = lambda connection: connection.sendall(encode(write_reply(EventsReply())))
+    async with connected() as client, client.events(follow=False) as stream:
+        assert [event async for event in stream] == []
+
+
+async def test_a_time_without_a_zone_is_none(connected: Any, server: HoldServer) -> None:
+    async with connected() as client:
+        with pytest.raises(ValueError, match="time zone"):
+            async with client.events(own=True, since=datetime(2026, 11, 22)):
+                pass
+        await client.holds()
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_no_event(connected: Any, server: HoldServer) -> None:
     def answer(connection: socket.socket) -> None:
-        connection.sendall(encode(write_reply(EventsReply())) + b'{"parameters":{"event":{"event":"what"}}}\0')
+        reply = encode(write_reply(EventsReply(), continues=True))
+        connection.sendall(reply + b'{"parameters":{"event":{"event":"what"}}}\0')
 
     server.answer = answer
     async with connected() as client, client.events() as stream:

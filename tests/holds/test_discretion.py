@@ -31,6 +31,12 @@ def test_their_user_sees_everything(value: object) -> None:
     assert as_seen_by(1000, value) is value
 
 
+def test_of_one_that_asked_as_another_it_is_its_own_user_who_sees_the_program() -> None:
+    behind_an_overlay = evolve(ALICE, uid=1001, own_uid=1000)
+    assert as_seen_by(1000, behind_an_overlay) is behind_an_overlay
+    assert as_seen_by(1001, behind_an_overlay) == evolve(behind_an_overlay, exe=None)
+
+
 def test_others_do_not_see_the_program() -> None:
     hidden = evolve(HOLD, holder=Holder("alice", evolve(ALICE, exe=None)))
     assert as_seen_by(1001, HOLD) == hidden

@@ -61,7 +61,7 @@ async def test_the_clock_that_decides_is_not_the_one_on_the_wall(scene: Scene) -
     hold = await hold_for(scene, 10)
     (end, _) = hold.ends
     assert isinstance(end, Time)
-    while (now := scene.keeper._now()) < end.at + timedelta(hours=1):
+    while (now := scene.keeper._clock.now()) < end.at + timedelta(hours=1):
         pass
     assert await scene.keeper.expire() == 10
     assert scene.verdict(scene.one) == (hold,)
@@ -69,10 +69,10 @@ async def test_the_clock_that_decides_is_not_the_one_on_the_wall(scene: Scene) -
 
 
 async def test_it_is_told_on_the_wall_when_a_hold_ends(scene: Scene) -> None:
-    before = scene.keeper._now()
+    before = scene.keeper._clock.now()
     end = time_of(await hold_for(scene, 3600))
     assert end is not None
-    assert before < end.at - timedelta(hours=1) < scene.keeper._now()
+    assert before < end.at - timedelta(hours=1) < scene.keeper._clock.now()
     assert end.deadline == scene.boottime + 3600
 
 

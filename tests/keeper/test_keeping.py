@@ -348,9 +348,11 @@ async def test_every_subscriber_hears_of_everything_until_it_ends_that(scene: Sc
 
 
 async def test_the_last_hundred_refusals_are_kept_and_all_are_counted(scene: Scene) -> None:
-    await scene.hold(scene.one)
-    for number in range(150):
-        scene.tree.move(scene.one, f"one{number}")
-        scene.verdict(scene.one)
-    assert [refusal.path for refusal in scene.keeper.refusals] == [f"/mnt/one{number}" for number in range(50, 150)]
-    assert scene.keeper.counts["refused"] == 150
+    inodes = [scene.tree.add(f"file{number}") for number in range(150)]
+    await scene.trylock(*inodes)
+    for inode in inodes:
+        scene.verdict(inode)
+        scene.verdict(inode)
+    assert [refusal.path for refusal in scene.keeper.refusals] == [f"/mnt/file{number}" for number in range(50, 150)]
+    assert {refusal.count for refusal in scene.keeper.refusals} == {2}
+    assert scene.keeper.counts["refused"] == 300

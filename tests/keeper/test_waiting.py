@@ -233,7 +233,7 @@ async def test_who_is_cancelled_in_the_moment_it_is_served_gives_back(
     behind = await scene.begin(nursery, scene.two, timeout=FOR_EVER)
     if order == "cancelled, then served":
         call.scope.cancel()
-    scene.keeper._leave(held)
+    scene.keeper._endings.leave(held)
     assert len(scene.holds) == 2, "it has been served; its task has not had a turn since"
     call.scope.cancel()
     await scene.settle()
@@ -251,7 +251,7 @@ async def test_who_is_served_as_its_time_ends_has_its_holds(scene: Scene) -> Non
         async with trio.open_nursery() as nursery:
             outcomes.append(await scene.begin(nursery, scene.one, timeout=5))
             clock.jump(5)
-            scene.keeper._leave(held)
+            scene.keeper._endings.leave(held)
 
     await trio.to_thread.run_sync(lambda: trio.run(run, clock=clock))
     assert served(*outcomes) == [True]

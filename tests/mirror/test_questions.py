@@ -238,6 +238,17 @@ def test_without_an_answer_in_time_it_is_busy_and_what_comes_later_is_ignored(tm
         assert not made.kernel.answered()
 
 
+def test_whoever_waits_for_an_answer_is_known_by_its_pid(tmp_path: Path) -> None:
+    with rig(tmp_path, decision_timeout=0.3) as made:
+        path, _ = held_file(made)
+        asked = made.kernel.ask(Op.UNLINK, ROOT, os.fsencode(path.name) + b"\0", pid=4711)
+        made.policy.question()
+        assert made.mirror.awaits(4711)
+        assert not made.mirror.awaits(4712)
+        refused(made.kernel, asked)  # in time, by the mirror itself
+        assert not made.mirror.awaits(4711)
+
+
 def test_when_the_policy_has_gone_it_is_busy_at_once(one: Rig) -> None:
     path, _ = held_file(one)
     waiting = one.unlink(path)

@@ -7,10 +7,12 @@ import os
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 
 import exclfs
 from exclfs.holds.flags import Flags
+from exclfs.wire.messages import Cause
 from private_mounts import PrivateMounts, private_mounts
 from program import (
     EXCLFS,
@@ -230,6 +232,7 @@ def test_a_hold_in_json_is_the_hold(mounted: Mounted) -> None:
             "exe": None,
             "uid": 0,
             "user": "root",
+            "own_uid": None,
             "container": told["holder"]["container"],
         }
         assert told["holder"]["exe"] == os.readlink("/proc/self/exe")
@@ -249,19 +252,41 @@ def test_inuse_answers_by_its_exit_code(mounted: Mounted) -> None:
 
 def test_why_answers_by_its_exit_code_and_explains(mounted: Mounted) -> None:
     path = mounted.setup("directory")
-    assert "No hold keeps" in command("why", path, status=1).stdout
-    assert document("why", path, status=1) == {"path": str(path), "blocked": False, "causes": [], "unread": []}
+    assert command("why", path, status=1).stdout.startswith(f"Nothing keeps {path} from being removed or renamed.\n")
+    told = document("why", path, status=1)
+    assert set(told) == {"path", "attempt", "blocked", "errno", "causes", "unread"}
+    assert (told["path"], told["attempt"], told["blocked"], told["errno"]) == (str(path), None, False, None)
+    assert told["causes"] == []
     with exclfs.hold(path, holder="us", reason="it is ours") as hold:
-        sentence = command("why", path).stdout
+        sentence, labels, *_ = command("why", path).stdout.splitlines()
         assert sentence.startswith(f'"{path}" is held by us (pid {os.getpid()}')
         assert "it is ours. It refuses unlink, rmdir and rename." in sentence
+        assert labels == "  blocks rmdir, rename (EBUSY); not overlay-mount"
         told = document("why", path)
         (cause,) = told["causes"]
-        assert set(cause) == {"kind", "text", "blocks", "hold"}
-        assert (told["blocked"], told["unread"], cause["kind"]) == (True, [], "hold")
-        assert cause["blocks"] == ["unlink", "rmdir", "rename"]
+        assert set(cause) == set(attrs.fields_dict(Cause))
+        assert (told["blocked"], cause["kind"], cause["errno"]) == (True, "hold", "EBUSY")
+        assert (cause["blocks"], cause["allows"]) == (["rmdir", "rename"], ["overlay-mount"])
+        assert (cause["where"], cause["namespace"]) == (None, None)
         assert must_be_a_hold(cause["hold"])["id"] == hold.id
-        assert cause["text"] + "\n" == sentence
+        assert cause["text"] == sentence
+
+
+def test_why_predicts_the_error_of_one_attempt(mounted: Mounted) -> None:
+    mounted.expect("refused")
+    path = mounted.setup("directory")
+    with exclfs.hold(path, holder="us"):
+        verdict, sentence, *_ = command("why", path, "--for", "rmdir").stdout.splitlines()
+        assert verdict == f"rmdir of {path} would fail now: EBUSY, device or resource busy."
+        assert sentence.startswith(f'"{path}" is held by us')
+        told = document("why", path, "--for", "rmdir")
+        assert (told["attempt"], told["blocked"], told["errno"]) == ("rmdir", True, "EBUSY")
+        with pytest.raises(OSError, match="busy"):
+            path.rmdir()
+    assert command("why", path, "--for", "rmdir", status=1).stdout.startswith(f"rmdir of {path} would succeed now.\n")
+    path.rmdir()
+    for words in ((), ("--for", "rmdir"), ("--for", "umount"), ("--json",)):
+        assert command("why", path, *words, status=2).stderr == f"exclfs: {path}: no such file or directory\n"
 
 
 def test_why_tells_a_claim_from_a_guard(mounted: Mounted) -> None:
@@ -269,7 +294,12 @@ def test_why_tells_a_claim_from_a_guard(mounted: Mounted) -> None:
     with exclfs.hold(path, flags=Flags.EXCL_INUSE):
         told = document("why", path, status=1)
         assert told["blocked"] is False
-        assert [cause["blocks"] for cause in told["causes"]] == [[]]
+        (cause,) = told["causes"]
+        assert (cause["kind"], cause["blocks"], cause["errno"]) == ("hold", [], None)
+        first, heading, sentence, *_ = command("why", path, status=1).stdout.splitlines()
+        assert first == f"Nothing keeps {path} from being removed or renamed."
+        assert heading == f"Blocks none of {', '.join(cause['allows'])}:"
+        assert sentence == f"  {cause['text']}"
     path.rmdir()
 
 
@@ -289,7 +319,9 @@ def test_status_says_how_the_mount_does(mounted: Mounted) -> None:
         assert (told["mode"], told["hold_open"], told["state"]) == ("enforce", "off", None)
         assert (told["waiting"], told["would_have_refused"]) == (0, 0)
         refusal = told["last_refusals"][-1]
-        assert set(refusal) == {*("event", "at", "operation", "path", "dev", "inode", "requester", "holds", "enforced")}
+        assert set(refusal) == {
+            *("event", "at", "operation", "path", "dev", "inode", "requester", "holds", "enforced", "count", "until")
+        }
         assert (refusal["operation"], refusal["path"], refusal["inode"]) == ("rmdir", str(path), path.stat().st_ino)
         must_be_a_process(refusal["requester"])
         assert is_text(refusal["path"])

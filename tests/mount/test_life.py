@@ -208,8 +208,11 @@ def test_also_while_somebody_still_uses_it(killed: Mounted) -> None:
 
 
 def test_what_a_killed_server_left_is_told_from_a_mount_and_unmounted(killed: Mounted) -> None:
-    for words in (["status"], ["holds"], ["why"], ["inuse"], ["hold"]):
+    for words in (["status"], ["holds"], ["inuse"], ["hold"]):
         assert "has ended" in complaint(command(*words, killed.root, status=4))
+    said = command("why", killed.root).stdout
+    assert "is a mountpoint" in said
+    assert "has ended" in said
     with pytest.raises(exclfs.NoServer):
         exclfs.connect(killed.root)
     command("umount", killed.root)

@@ -243,11 +243,14 @@ with exclfs.hold(path, claim=False, holder="parent"):
 
 
 def test_where_there_is_no_mount_or_no_server(mounted: Mounted, tmp_path: Path) -> None:
-    for call in (exclfs.holds, exclfs.why, exclfs.release, exclfs.connect, exclfs.inuse, exclfs.events):
+    for call in (exclfs.holds, exclfs.release, exclfs.connect, exclfs.inuse, exclfs.events):
         with pytest.raises(exclfs.NotAMount):
             call(tmp_path)
         with pytest.raises(FileNotFoundError):
             call(mounted.path / "nothing")
+    with pytest.raises(FileNotFoundError):
+        exclfs.why(mounted.path / "nothing")
+    assert not exclfs.why(tmp_path, attempt="rmdir").causes
 
 
 # --- what ends a hold -------------------------------------------------------------------------------------------------

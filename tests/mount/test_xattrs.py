@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,10 @@ def must_fail(code: int, call: Callable[[], object]) -> None:
     assert caught.value.errno == code, caught.value
 
 
+def nothing_holds(path: Path) -> str:
+    return f'Nothing holds "{path}"; "exclfs why {shlex.quote(str(path))}" looks at the whole host.'
+
+
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
@@ -66,7 +71,7 @@ def test_every_kind_of_object_answers(mounted: Mounted, kind: str) -> None:
         path.chmod(0)
     assert read(path, "system.exclfs.holders") == {"holds": []}
     assert get(path, "system.exclfs.flags") == b""
-    assert get(path, "system.exclfs.why") == f'Nothing holds "{path}".'.encode()
+    assert get(path, "system.exclfs.why").decode() == nothing_holds(path)
     must_fail(errno.ENODATA, lambda: get(path, "system.exclfs.hold"))
     place(path, b'{"holder": "us", "reason": "because"}')
     must_fail(errno.EBUSY, lambda: path.rename(path.with_name("moved")))
@@ -87,6 +92,58 @@ def test_every_kind_of_object_answers(mounted: Mounted, kind: str) -> None:
         assert os.path.isabs(get(path, f"{prefix}socket"))
     remove(path)
     path.rename(path.with_name("moved"))
+
+
+def test_refusals_are_counted_and_the_last_requester_is_named(mounted: Mounted) -> None:
+    mounted.expect("refused")
+    path = mounted.setup("directory")
+    place(path)
+    for _ in range(3):
+        must_fail(errno.EBUSY, path.rmdir)
+    done = subprocess.run(["rmdir", path], capture_output=True, check=False)
+    assert b"busy" in done.stderr
+    said = get(path, "user.exclfs.why").decode()
+    assert said.startswith(f'"{path}" is held by ')
+    assert " Removing or renaming it was refused 4 times, last to rmdir (pid " in said
+    assert [refusal["count"] for refusal in read(path, "user.exclfs.refusals")["refusals"]] == [3, 1]
+    remove(path)
+    said = get(path, "user.exclfs.why").decode()
+    assert said.startswith(nothing_holds(path))
+    assert " was refused 4 times, last to rmdir (pid " in said
+
+
+def test_what_is_mounted_there_for_whoever_asks_is_told(mounted: Mounted) -> None:
+    """By the name of a bind mount nothing is seen mounted on it, and yet rmdir is EBUSY before exclfs is asked."""
+    path = mounted.setup("a directory")
+    mounted.setup("other")
+    bound = mounted.path / "other"
+    script = """
+mount --bind "$1" "$2"
+mount -t tmpfs scratch "$1/a directory"
+getfattr --absolute-names --only-values -n user.exclfs.why "$2/a directory"
+echo
+LC_ALL=C rmdir "$2/a directory" 2>&1 || true
+read go_on
+umount "$1/a directory"
+rmdir "$2/a directory"
+"""
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh", mounted.path, bound],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as inside:
+        assert inside.stdin is not None
+        assert inside.stdout is not None
+        assert inside.stdout.readline().rstrip("\n") == (
+            f'"{path}" is a mountpoint where you are: tmpfs "scratch" is mounted on it as "{path}", and the kernel '
+            f"refuses unlink, rmdir and rename before exclfs is asked. \"umount '{path}'\" ends that."
+        )
+        assert "Device or resource busy" in inside.stdout.readline()
+        assert get(path, "user.exclfs.why").decode() == nothing_holds(path)  # nothing is mounted there for this process
+        inside.stdin.write("\n")
+    assert inside.returncode == 0
+    assert not (mounted.backing / path.name).exists()
 
 
 def test_on_the_root_of_the_mount(mounted: Mounted) -> None:

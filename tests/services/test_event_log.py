@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import os
 import re
 import shlex
 import socket
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,11 +29,13 @@ from exclfs.holds.events import (
     Unlocked,
 )
 from exclfs.holds.flags import DEFAULT, Operation
+from exclfs.holds.folding import MOST_OF_PROGRAM
 from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
 from exclfs.holds.lifetime import Connection, Exit, StateFile, Time, Unmount
 from exclfs.holds.mode import Mode
 from exclfs.host.names import quoted
+from exclfs.options import LogFormat
 from exclfs.services import log_sinks
 from exclfs.services.event_log import EventLog, open_log
 
@@ -41,11 +45,11 @@ if TYPE_CHECKING:
 
 AT = datetime(2026, 11, 22, 13, 2, 15, 250_000, tzinfo=UTC)
 INODE = Inode(dev=2049, ino=42)
-CLEANER = Process(pid=99, uid=33, comm="find", user="www-data", container="cron.service")
+CLEANER = Process(pid=99, uid=33, comm="find", exe="/usr/bin/find", user="www-data", container="cron.service")
 
 
 def hold(name: str = "backup", pid: int | None = 4711, reason: str = "nightly run", path: str = "/mnt/x") -> Hold:
-    process = Process(pid=pid, uid=0, comm="rsync" if pid else None)
+    process = Process(pid=pid, uid=0, comm="rsync", exe="/usr/bin/rsync", user="root") if pid else Process(None, 0)
     return Hold(f"h-{name}", INODE, path, DEFAULT, Holder(name, process), reason, AT, (Unmount(),))
 
 
@@ -86,14 +90,19 @@ class Failing(logging.Handler):
             self.handleError(record)
 
 
-def written(event: Event, logger: logging.Logger) -> str:
+def all_written(logger: logging.Logger, *events: Event, form: LogFormat = LogFormat.TEXT) -> list[str]:
     sink = Blocking()
     sink.let_go.set()
-    log = EventLog(sink, "here", logger=logger)
+    log = EventLog(sink, "here", form=form, logger=logger)
     log.start()
-    log.record(event)
+    for event in events:
+        log.record(event)
     log.close()
-    (line,) = sink.lines
+    return sink.lines
+
+
+def written(event: Event, logger: logging.Logger) -> str:
+    (line,) = all_written(logger, event)
     return line
 
 
@@ -102,8 +111,12 @@ def test_a_refusal_names_both_sides(logger: logging.Logger) -> None:
     assert line.startswith("at=2026-11-22T13:02:15.250000Z level=warning event=refused op=rmdir path=/mnt/x inode=42 ")
     fields = values(line)
     assert (fields["requester_pid"], fields["requester_comm"], fields["requester_uid"]) == ("99", "find", "33")
+    assert (fields["requester_exe"], fields["requester_user"]) == ("/usr/bin/find", "www-data")
     assert fields["requester_container"] == "cron.service"
+    assert "requester_own_uid" not in fields
+    assert (fields["count"], fields["until"]) == ("1", fields["at"])
     assert fields["holders"] == "2"
+    assert (fields["holder_exe"], fields["holder_user"], fields["holder_ends"]) == ("/usr/bin/rsync", "root", "unmount")
     assert (fields["holder"], fields["holder_pid"], fields["holder_comm"]) == ("backup", "4711", "rsync")
     assert (fields["holder_reason"], fields["holder_since"]) == ("nightly run", "2026-11-22T13:02:15.250000Z")
     assert (fields["holder2"], fields["holder2_pid"], fields["holder2_comm"]) == ("indexer", "12", "rsync")
@@ -112,7 +125,56 @@ def test_a_refusal_names_both_sides(logger: logging.Logger) -> None:
 
 def test_what_is_unknown_is_empty(logger: logging.Logger) -> None:
     fields = values(written(refused(hold(pid=None)), logger))
-    assert (fields["holder_pid"], fields["holder_comm"]) == ("", "")
+    assert (fields["holder_pid"], fields["holder_comm"], fields["holder_exe"]) == ("", "", "")
+
+
+def test_whoever_asks_as_somebody_else_is_told_as_both(logger: logging.Logger) -> None:
+    """As overlayfs does: the process is one user's, the request another's."""
+    event = evolve(refused(), requester=evolve(CLEANER, uid=0, user="root", own_uid=33))
+    fields = values(written(event, logger))
+    assert (fields["requester_uid"], fields["requester_user"], fields["requester_own_uid"]) == ("0", "root", "33")
+
+
+def test_repeats_are_one_line_with_their_count_and_span(logger: logging.Logger) -> None:
+    tries = [evolve(refused(), at=AT + timedelta(milliseconds=number)) for number in range(1000)]
+    (line,) = all_written(logger, *tries)
+    fields = values(line)
+    assert (fields["count"], fields["at"]) == ("1000", "2026-11-22T13:02:15.250000Z")
+    assert fields["until"] == "2026-11-22T13:02:16.249000Z"
+    assert "inodes" not in fields
+    assert "requesters" not in fields
+
+
+def test_many_different_ones_are_some_lines_and_one_for_the_rest(logger: logging.Logger) -> None:
+    tries = [evolve(refused(path=f"/mnt/{number}"), inode=Inode(2049, number)) for number in range(1000)]
+    lines = [values(line) for line in all_written(logger, *tries)]
+    assert len(lines) == MOST_OF_PROGRAM + 1
+    assert sum(int(line["count"]) for line in lines) == 1000
+    assert (lines[-1]["inodes"], lines[-1]["path"]) == (str(1000 - MOST_OF_PROGRAM), "/mnt/999")
+    assert "requesters" not in lines[-1]
+
+
+def test_a_line_of_repeats_stands_before_what_happens_next(logger: logging.Logger) -> None:
+    lines = all_written(logger, Locked(AT, hold()), refused(), refused(), Unlocked(AT, hold()), refused())
+    assert [(values(line)["event"], values(line).get("count")) for line in lines] == [
+        ("locked", None),
+        ("refused", "2"),
+        ("unlocked", None),
+        ("refused", "1"),
+    ]
+
+
+def test_a_line_is_written_when_it_has_been_quiet_without_another_event(logger: logging.Logger) -> None:
+    sink = Blocking()
+    sink.let_go.set()
+    log = EventLog(sink, "here", logger=logger)
+    log.start()
+    log.record(refused())
+    log.record(refused())
+    sink.reached.wait()  # or this test never ends
+    assert log.dropped == 0
+    log.close()
+    assert [values(line)["count"] for line in sink.lines] == ["2"]
 
 
 def test_a_thousand_holders_are_counted_and_some_are_named(logger: logging.Logger) -> None:
@@ -135,7 +197,7 @@ def test_no_name_forges_a_line(path: str, logger: logging.Logger) -> None:
 
 
 LINES: list[tuple[Event, str, dict[str, str]]] = [
-    (Locked(AT, hold()), "info", {"flags": "EXCL_INUSE,NO_REMOVE", "holder": "backup", "ends": "unmount"}),
+    (Locked(AT, hold()), "info", {"flags": "EXCL_INUSE,NO_REMOVE", "holder": "backup", "holder_ends": "unmount"}),
     (LockFailed(AT, "/mnt/x", INODE, CLEANER, hold()), "info", {"requester_pid": "99", "holder": "backup"}),
     (Unlocked(AT, hold()), "info", {"holder_id": "h-backup"}),
     (UnlockBad(AT, "h9", CLEANER, "not yours"), "warning", {"id": "h9", "why": "not yours"}),
@@ -175,23 +237,23 @@ def test_what_was_only_recorded_says_so(logger: logging.Logger) -> None:
 def test_a_hold_that_is_placed_says_what_will_end_it(logger: logging.Logger) -> None:
     ends = (Connection(1), Exit(4711, 5, "boot"), Time(AT), StateFile())
     fields = values(written(Locked(AT, evolve(hold(), ends=ends)), logger))
-    assert fields["ends"] == "connection,process:4711,time:2026-11-22T13:02:15.250000Z,state-file"
+    assert fields["holder_ends"] == "connection,process:4711,time:2026-11-22T13:02:15.250000Z,state-file"
 
 
 def test_a_sink_that_blocks_delays_nobody_and_what_is_lost_is_told(logger: logging.Logger) -> None:
     sink = Blocking()
     log = EventLog(sink, "here", logger=logger, capacity=5)
     log.start()
-    log.record(refused())
+    log.record(Locked(AT, hold()))
     sink.reached.wait()
     for _ in range(20):
-        log.record(refused())  # returns, or this test never ends
+        log.record(Locked(AT, hold()))  # returns, or this test never ends
     assert sink.lines == []
     assert log.dropped == 15
     assert log.where == "here; 15 lines were lost"
     sink.let_go.set()
     log.close()
-    assert [values(line)["event"] for line in sink.lines] == ["refused", "log_dropped", *["refused"] * 5]
+    assert [values(line)["event"] for line in sink.lines] == ["locked", "log_dropped", *["locked"] * 5]
     assert values(sink.lines[1])["lines"] == "15"
 
 
@@ -199,9 +261,9 @@ def test_closing_leaves_a_sink_that_blocks_alone(logger: logging.Logger) -> None
     sink = Blocking()
     log = EventLog(sink, "here", logger=logger, capacity=1)
     log.start()
-    log.record(refused())
+    log.record(Locked(AT, hold()))
     sink.reached.wait()
-    log.record(refused())
+    log.record(Locked(AT, hold()))
     log.close(patience=0.01)  # returns, or this test never ends
     sink.let_go.set()
 
@@ -209,7 +271,7 @@ def test_closing_leaves_a_sink_that_blocks_alone(logger: logging.Logger) -> None
 def test_a_sink_that_fails_is_told_by_where(logger: logging.Logger) -> None:
     log = EventLog(Failing(), "here", logger=logger)
     log.start()
-    log.record(refused())
+    log.record(Locked(AT, hold()))
     log.record(refused())
     log.close()
     assert log.where == "here; it fails: [Errno 28] No space left on device; 2 lines were lost"
@@ -240,6 +302,55 @@ def test_other_libraries_and_tracebacks_take_one_line_each(tmp_path: Path, logge
     assert values(first)["logger"] == "exclfs.test"
     assert "ValueError: a\\nb" in second
     assert "level=error event=failed" in second
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", [event for event, _, _ in LINES], ids=lambda event: event.name)
+def test_json_has_the_same_keys_and_values(event: Event, logger: logging.Logger) -> None:
+    (line,) = all_written(logger, event, form=LogFormat.JSON)
+    told, expected = json.loads(line), values(written(event, logger))
+    assert list(told) == list(expected)
+    assert {key: as_text(value) for key, value in told.items()} == expected
+
+
+def as_text(value: object) -> str:
+    match value:
+        case list():
+            return ",".join(value)
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+    return str(value)
+
+
+def test_json_has_numbers_nulls_arrays_and_bytes(logger: logging.Logger) -> None:
+    event = refused(evolve(hold(pid=None), ends=(Exit(5), Time(AT))), path="/a\n\x1b\udcff\u202e")
+    (line,) = all_written(logger, event, form=LogFormat.JSON)
+    assert line.isascii()
+    assert line.isprintable()
+    told = json.loads(line)
+    assert (told["inode"], told["requester_pid"], told["count"], told["enforced"]) == (42, 99, 1, True)
+    assert (told["holder_pid"], told["holder_comm"]) == (None, None)
+    assert told["holder_ends"] == ["process:5", "time:2026-11-22T13:02:15.250000Z"]
+    assert base64.b64decode(told["path"]["bytes"]) == b"/a\n\x1b" + b"\xff" + "\u202e".encode()
+    assert datetime.fromisoformat(told["at"]) == AT
+
+
+def test_what_other_libraries_say_is_json_too(tmp_path: Path, logger: logging.Logger) -> None:
+    log = open_log(str(tmp_path / "log"), foreground=False, form=LogFormat.JSON, logger=logger)
+    log.start()
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        logger.exception("it \ud800 failed")
+    log.close()
+    assert log.where == f"file {tmp_path}/log, as JSON"
+    told = json.loads((tmp_path / "log").read_text())
+    assert (told["level"], told["event"], told["logger"]) == ("error", "it \\ud800 failed", "exclfs.test")
+    assert told["exception"].endswith("ValueError: a\nb")
 
 
 # --- where -----------------------------------------------------------------------------------------------------------
@@ -287,6 +398,18 @@ def test_the_journal_gets_the_line_and_the_fields(journal: socket.socket, logger
     assert (fields["PRIORITY"], fields["SYSLOG_IDENTIFIER"]) == (b"4", b"exclfs")
     assert (fields["EXCLFS_OP"], fields["EXCLFS_HOLDER"]) == (b"rmdir", b"backup")
     assert fields["EXCLFS_PATH"] == b"/mnt/a\nb\xff"
+
+
+def test_the_journal_gets_json_and_the_same_fields(journal: socket.socket, logger: logging.Logger) -> None:
+    log = open_log(None, foreground=True, form=LogFormat.JSON, logger=logger)
+    log.start()
+    log.record(refused(path="/mnt/a\nb\udcff"))
+    log.record(refused())
+    log.close()
+    fields = native_protocol(journal.recv(65536))
+    assert json.loads(fields["MESSAGE"])["event"] == fields["EXCLFS_EVENT"].decode() == "refused"
+    assert (fields["EXCLFS_COUNT"], fields["EXCLFS_ENFORCED"]) == (b"2", b"yes")
+    assert (fields["EXCLFS_PATH"], fields["EXCLFS_HOLDER_ENDS"]) == (b"/mnt/x", b"unmount")
 
 
 def test_syslog_gets_the_line(nowhere: None, tmp_path: Path, monkeypatch: Any, logger: logging.Logger) -> None:

@@ -32,6 +32,7 @@ RECORDS: dict[str, type] = {
     "Lifetime": messages.Lifetime,
     "Cause": messages.Cause,
     "Requester": ProcessRecord,
+    "RefusedRequester": messages.RefusedRequester,
     "MountStatus": messages.Status,
 }
 """The attrs class of every type of the text, but Refusal and Event, which are events."""
@@ -55,6 +56,7 @@ NAMES: dict[Any, str] = {
     messages.Object: "Object",
     messages.Lifetime: "Lifetime",
     messages.Cause: "Cause",
+    messages.RefusedRequester: "RefusedRequester",
     messages.Status: "MountStatus",
 }
 """How a Python type is called in the text."""
@@ -130,7 +132,8 @@ def test_a_refusal_has_the_fields_of_the_event() -> None:
 def test_an_event_has_every_field_of_every_event() -> None:
     common, others = {"event": "string", "at": "string"}, {}
     for event in EVENTS:
-        others |= {name: f"?{kind}" for name, kind in fields_of_event(event).items() if name not in common}
+        fields = {name: kind for name, kind in fields_of_event(event).items() if name not in common}
+        others |= {name: f"?{kind.removeprefix('?')}" for name, kind in fields.items()}
     assert fields_in_text(members("org.exclfs", scanner._Alias)["Event"].type) == common | others
 
 

@@ -33,7 +33,6 @@ from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.wire.envelope import read_call, read_reply, write_call, write_reply
 from exclfs.wire.errors import (
     TABLE,
-    EventsLost,
     ExpectedMore,
     InterfaceNotFound,
     InvalidParameter,
@@ -64,6 +63,7 @@ from exclfs.wire.messages import (
     ModeCall,
     ModeReply,
     Object,
+    RefusedRequester,
     ReleaseCall,
     ReleaseReply,
     RenewCall,
@@ -94,6 +94,7 @@ STATUS = Status(
     pid=1,
     uid=0,
     since=NOON,
+    uptime=1.5,
     log="journal",
     passthrough=True,
     ask_always=False,
@@ -102,14 +103,25 @@ STATUS = Status(
     state=ODD,
     holds=1,
     holders={"build": 1},
+    oldest_hold=HOLD,
     refusals=2,
     would_have_refused=3,
+    refusals_by_operation={"unlink": 5},
+    refusals_by_requester=(
+        RefusedRequester(comm=os.fsdecode(b"r\xff"), uid=0, user="root", refusals=4),
+        RefusedRequester(uid=7, refusals=1),
+    ),
+    refusals_by_others=0,
     last_refusals=(Refused(NOON, Operation.UNLINK, ODD, Inode(66306, 1234), Process(None, 0), (HOLD,)),),
     requests={"lookup": 12},
     answered_without_a_decision=10,
+    verdicts=5,
     verdicts_timed_out=0,
+    verdicts_p50_us=159,
+    verdicts_p99_us=None,
     inodes=3,
     descriptors=4,
+    descriptor_budget=4096,
     connections=1,
     waiting=2,
 )
@@ -136,9 +148,10 @@ EXCHANGES: list[tuple[Call[Any], object]] = [
     (ModeCall(Mode.OFF), ModeReply(Mode.OFF)),
     (EventsCall(), EventsReply()),
     (
-        EventsCall(Object(path="a"), own=True),
+        EventsCall(Object(path="a"), own=True, since=NOON, follow=False),
         EventsReply(ModeChanged(NOON, Mode.ENFORCE, Mode.OFF, Process(1, 0))),
     ),
+    (EventsCall(follow=True), EventsReply(missed=7)),
     (HoldsCall(), HoldsReply((HOLD,))),
     (HoldsCall(object=Object(fd=3), holder="build"), HoldsReply(())),
     (
@@ -230,7 +243,8 @@ def test_a_call_is_written_as_varlink_says() -> None:
     }
     assert write_call(StatusCall(), oneway=True) == {"method": "org.exclfs.Status", "parameters": {}, "oneway": True}
     assert write_call(StatusCall(), more=True) == {"method": "org.exclfs.Status", "parameters": {}, "more": True}
-    assert write_reply(EventsReply(), continues=True) == {"parameters": {"event": None}, "continues": True}
+    assert write_reply(StatusReply(STATUS), continues=True)["continues"] is True
+    assert write_reply(EventsReply()) == {"parameters": {"event": None, "missed": 0}}
 
 
 def test_to_wait_without_end_is_a_number_that_json_has() -> None:
@@ -405,7 +419,6 @@ ERRORS: list[Exception] = [
     UnknownFlag("X", ("A", "B")),
     BadHold("the reason is not UTF-8"),
     BadObject("it is a socket"),
-    EventsLost(17),
     ProtocolError("a message is not JSON"),
     InterfaceNotFound("org.example"),
     MethodNotFound("org.exclfs.X"),

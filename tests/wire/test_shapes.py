@@ -70,6 +70,7 @@ HOLD_JSON: dict[str, Any] = {
         "exe": "/usr/bin/cc1",
         "uid": 1000,
         "user": "ada",
+        "own_uid": None,
         "container": "docker:ab12",
     },
     "reason": "linking",
@@ -161,6 +162,7 @@ def test_what_is_not_known_is_null_and_may_be_left_out() -> None:
         "exe": None,
         "uid": 0,
         "user": None,
+        "own_uid": None,
         "container": None,
     }
     written["holder"] = {"name": "build", "uid": 0}
@@ -190,9 +192,11 @@ def test_a_refusal_has_both_sides() -> None:
         "path": "/cache/a",
         "dev": 66306,
         "inode": 1234,
-        "requester": {"pid": 5, "comm": "rm", "exe": None, "uid": 0, "user": None, "container": None},
+        "requester": {"pid": 5, "comm": "rm", "exe": None, "uid": 0, "user": None, "own_uid": None, "container": None},
         "holds": [HOLD_JSON],
         "enforced": True,
+        "count": 1,
+        "until": None,
     }
 
 
