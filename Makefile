@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests sanitize fuzz stress hold-open-rounds bench bench-holding clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests mounted unmounted sanitize fuzz stress hold-open-rounds bench bench-holding bench-why clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -26,10 +26,10 @@ setup: .venv/.exclfs ## system packages, .venv and exclfs in it; no more
 demo: .venv/.exclfs ## a real tree, real cleaners, and what they are told
 	@$(BIN)/python examples/demo.py
 
-# The two runs of the tests wait most of the time, for programs that they start; side by side they take little longer
-# than one.
+# The tests wait most of the time, for programs that they start: side by side their three parts take little longer than
+# one.
 test: fmt-check lint types floors ## everything that CI runs
-	@$(MAKE) --no-print-directory -j2 --output-sync=target ask-always tests
+	@$(MAKE) --no-print-directory -j3 --output-sync=target ask-always mounted unmounted
 
 fmt: .venv/.exclfs-dev ## format the Python sources
 	@$(BIN)/ruff format .
@@ -48,6 +48,12 @@ floors: .venv/.exclfs-dev ## import-linter: imports go down only
 
 tests: .venv/.exclfs-dev ## pytest; make tests ARGS='-k refusals'
 	@$(BIN)/pytest -q $(ARGS)
+
+mounted: .venv/.exclfs-dev ## the tests that mount
+	@$(BIN)/pytest -q -m mount $(ARGS)
+
+unmounted: .venv/.exclfs-dev ## all others
+	@$(BIN)/pytest -q -m 'not mount' $(ARGS)
 
 ask-always: .venv/.exclfs-dev ## the mounted tests with a verdict asked for everything
 	@EXCLFS_TEST_OPTIONS='{"ask_always": true}' $(BIN)/pytest -q -m mount $(ARGS)
@@ -71,6 +77,9 @@ bench: .venv/.exclfs ## exclfs beside bindfs and others, as ratios; needs root; 
 
 bench-holding: .venv/.exclfs ## what holding costs, its holder and everybody else; needs root; the same ARGS
 	@$(BIN)/python benchmarks/holding.py $(ARGS)
+
+bench-why: .venv/.exclfs ## how long `exclfs why` takes beside fuser and lsof; needs root
+	@$(BIN)/python benchmarks/why.py $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -46,7 +46,7 @@ class Kind(StrEnum):
     FANOTIFY = "fanotify"
 
 
-_LINKS: Final = {"exe": Kind.EXECUTABLE, "cwd": Kind.WORKING_DIRECTORY, "root": Kind.ROOT_DIRECTORY}
+_LINKS: Final = {"cwd": Kind.WORKING_DIRECTORY, "root": Kind.ROOT_DIRECTORY}
 
 
 @frozen(kw_only=True)
@@ -97,12 +97,9 @@ class Found:
 def find(sought: Sought, host: Host) -> Found:
     """Everybody who uses that, as far as this process may know."""
     opened = list(_descriptors(sought, host))
-    linked = list(_links(sought, host))
     bound, sockets_unread = _sockets(sought, host)
-    run = {(use.pid, use.path) for use in linked if use.kind is Kind.EXECUTABLE}
-    mapped = [use for use in _mappings(sought, host) if (use.pid, use.path) not in run]
     return Found(
-        uses=(*opened, *linked, *mapped, *bound),
+        uses=(*opened, *_links(sought, host), *_mappings(sought, host), *bound),
         locks=_locks(sought, opened, host),
         unread=host.descriptors.unread,
         sockets_unread=sockets_unread,
@@ -184,20 +181,22 @@ def _sockets(sought: Sought, host: Host) -> tuple[list[Use], OSError | None]:
     return list(found.values()), None
 
 
-# --- /proc/PID/cwd, root, exe -----------------------------------------------------------------------------------------
+# --- /proc/PID/cwd, root ----------------------------------------------------------------------------------------------
 
 
 def _links(sought: Sought, host: Host) -> Iterator[Use]:
+    if not (sought.is_directory or sought.mounts):
+        return
     on_device = _mounts_of(sought.identity.device, host)
-    wanted = (Kind.WORKING_DIRECTORY, Kind.ROOT_DIRECTORY) if sought.is_directory else (Kind.EXECUTABLE,)
     for namespace in host.namespaces:
         may_be_opened = functools.cache(partial(_may_be_opened, sought.identity.device, namespace.mounts))
         for pid in namespace.pids:
-            with suppress(OSError):  # it has ended; or does not show them; or is a kernel thread, which has no exe
+            with suppress(OSError):  # it has ended; or does not show them; or is a kernel thread, which runs no program
+                os.readlink(f"{host.proc}/{pid}/exe")
                 for name, kind in _LINKS.items():
                     link = f"{host.proc}/{pid}/{name}"
                     path = os.readlink(link)
-                    if (sought.mounts or kind in wanted) and may_be_opened(path):
+                    if may_be_opened(path):
                         mount, inode = _opened(link)
                         is_it = mount in on_device and _is_it(sought, inode, link)
                         if is_it or mount in sought.mounts:
@@ -229,26 +228,39 @@ def _is_below(path: str, mount: Mount) -> bool:
 
 
 def _mappings(sought: Sought, host: Host) -> Iterator[Use]:
-    """Every inode once for each process, however many pieces of it are mapped."""
+    """What is mapped, and what is run, for that is mapped too: each inode once, in however many pieces it is."""
     if sought.is_directory and not sought.mounts:
         return
-    device = b"%02x:%02x" % sought.identity.numbers
-    inode = b"%d" % sought.identity.inode
-    needle = b" %b " % device if sought.mounts else b" %b %b " % (device, inode)
     for namespace in host.namespaces:
         for pid in namespace.pids:
-            mapped: dict[tuple[bytes, str], bool] = {}
-            for line in _lines(f"{host.proc}/{pid}/maps", needle):
-                _, permissions, _, of, number, name = line.split(None, 5)
-                if of == device:
-                    piece = number, os.fsdecode(name)
-                    mapped[piece] = mapped.get(piece, False) or permissions[1:4:2] == b"ws"
-            for (number, path), writing in mapped.items():
+            program = None
+            for (inode, path), writing in _mapped(sought, f"{host.proc}/{pid}/maps").items():
                 mount = _mount_over(path, namespace, sought.identity.device)
-                if number == inode or mount in sought.mounts:
-                    yield Use(
-                        pid=pid, kind=Kind.MAPPING, is_it=number == inode, mount=mount, writing=writing, path=path
-                    )
+                is_it = inode == sought.identity.inode
+                if is_it or mount in sought.mounts:
+                    program = program or _program(f"{host.proc}/{pid}/exe")
+                    kind = Kind.EXECUTABLE if path == program else Kind.MAPPING
+                    yield Use(pid=pid, kind=kind, is_it=is_it, mount=mount, writing=writing, path=path)
+
+
+def _mapped(sought: Sought, maps: str) -> dict[tuple[int, str], bool]:
+    """The inodes on the device that are mapped, by number and path, and whether what is written goes to the file."""
+    device = b"%02x:%02x" % sought.identity.numbers
+    needle = b" %b " % device if sought.mounts else b" %b %d " % (device, sought.identity.inode)
+    mapped: dict[tuple[int, str], bool] = {}
+    for line in _lines(maps, needle):
+        # 7f3a50000000-7f3a50021000 rw-s 00000000 fe:00 2498568                    /srv/data
+        _, permissions, _, on, inode, path = line.split(None, 5)
+        if on == device:
+            piece = int(inode), os.fsdecode(path)
+            mapped[piece] = mapped.get(piece, False) or permissions[1:4:2] == b"ws"
+    return mapped
+
+
+def _program(link: str) -> str | None:
+    with suppress(OSError):
+        return os.readlink(link)
+    return None
 
 
 def _lines(path: str, needle: bytes) -> list[bytes]:

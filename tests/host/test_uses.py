@@ -308,25 +308,27 @@ def test_what_ends_while_it_is_read_is_no_error(file: Path) -> None:
 
 @pytest.mark.mount
 @pytest.mark.root
-def test_a_filesystem_that_hangs_hangs_nobody_else(mount: Callable[..., Mounted], file: Path) -> None:
+def test_a_filesystem_that_hangs_hangs_nobody_else(mount: Callable[..., Mounted], file: Path, tmp_path: Path) -> None:
     mounted = mount(attr_timeout=0.0, entry_timeout=0.0)  # the kernel believes nothing that it has seen before
     (mounted.path / "directory").mkdir()
     (mounted.path / "file").touch()
-    ask = [*EXCLFS, "why", file, "--json"]
 
     def uses_it_all() -> None:
         users.opens(mounted.path / "file", os.O_RDWR)
         users.opens(file)
+        users.opens(tmp_path)
         os.chdir(mounted.path / "directory")
 
     with process(uses_it_all) as pid:
         os.kill(mounted.process.pid, signal.SIGSTOP)
         try:
-            told = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60)
+            for path in (file, tmp_path):
+                ask = [*EXCLFS, "why", path, "--json"]
+                told = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60)
+                (cause,) = [cause for cause in json.loads(told.stdout)["causes"] if cause["kind"] == "descriptor"]
+                assert [each["pid"] for each in cause["processes"]] == [pid]
         finally:
             os.kill(mounted.process.pid, signal.SIGCONT)
-    (cause,) = json.loads(told.stdout)["causes"]
-    assert (cause["kind"], [each["pid"] for each in cause["processes"]]) == ("descriptor", [pid])
 
 
 # --- A /proc that is not here ----------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ WIDE: Final = 0.04
 WINDOW: Final = float(os.environ.get("EXCLFS_TEST_WINDOW", "0"))
 """Seconds between test and system call of the mirror that is tested, if it was built so."""
 MOUNTPOINT: Final = "/mnt"
-REMOVER: Final = Process(7, 1000, "remover", start_time=7)
+REMOVER_PID: Final = 7
+REMOVER: Final = Process(REMOVER_PID, 1000, "remover", start_time=7)
 STRANGER: Final = Process(8, 1001, "stranger", start_time=8)
 HOLDERS: Final = ("Anna", "Otto", "Eve")
 
@@ -139,7 +140,7 @@ class ExclfsAgainstAPlainTree(RuleBasedStateMachine):
 
     def ask(self, op: Op, directory: str, body: bytes) -> bytes:
         """Sends a request about a name in a directory, answers what is asked about it, and gives the reply."""
-        return self.reply(self.rig.kernel.ask(op, self.nodeid(directory), body))
+        return self.reply(self.rig.kernel.ask(op, self.nodeid(directory), body, pid=REMOVER_PID))
 
     def reply(self, unique: int) -> bytes:
         """Answers every question until there is a reply, and gives that."""
@@ -157,7 +158,7 @@ class ExclfsAgainstAPlainTree(RuleBasedStateMachine):
 
     def verdict(self, question: Question) -> int:
         """What pyfuse3 does: takes the packet apart, and calls the handler. The errno, 0 for PROCEED."""
-        context = SimpleNamespace(pid=REMOVER.pid, uid=REMOVER.uid, gid=0)
+        context = SimpleNamespace(pid=REMOVER_PID, uid=REMOVER.uid, gid=0)
         handlers = {Op.UNLINK: self.policy.unlink, Op.RMDIR: self.policy.rmdir, Op.RENAME2: self.policy.rename}
         handler: Callable[..., Any] = handlers[Op(question.op)]
         arguments: tuple[object, ...] = (question.nodeid, question.body.removesuffix(b"\0"))
@@ -475,7 +476,7 @@ class ExclfsAgainstAPlainTree(RuleBasedStateMachine):
         at = self.nodeid(above)
         before = self.mirror.counters()["remove"]
         op = Op.RMDIR if operation is Operation.RMDIR else Op.UNLINK
-        unique = self.rig.kernel.ask(op, at, name.encode() + b"\0")
+        unique = self.rig.kernel.ask(op, at, name.encode() + b"\0", pid=REMOVER_PID)
         while self.mirror.counters()["remove"] == before:
             time.sleep(0)
         return unique
