@@ -51,7 +51,12 @@ def played(block: str, stage: Stage) -> str:
 @pytest.mark.parametrize(
     ("scene", "block"),
     [
-        pytest.param(scene, block, id=f"{number} {scene}", marks=[pytest.mark.mount] if SCENES[scene].mounts else [])
+        pytest.param(
+            scene,
+            block,
+            id=f"{number} {scene}",
+            marks=[pytest.mark.mount, pytest.mark.program] if SCENES[scene].mounts else [],
+        )
         for number, (scene, block) in enumerate(BLOCKS)
     ],
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from harness import Mounted
 
-pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.usefixtures("it_serves_afterwards")]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.program, pytest.mark.usefixtures("it_serves_afterwards")]
 
 
 @pytest.fixture

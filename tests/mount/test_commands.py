@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from harness import Mounted
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.program]
 
 HOME = os.path.dirname(os.path.dirname(exclfs.__file__))
 """Where exclfs is imported from."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from exclfs.host.mounts import Mount
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.program]
 
 STAGE = "/mnt"
 """Covered by a tmpfs in the namespace."""
