@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from exclfs.holds.holder import Holder, Process
     from exclfs.holds.lifetime import Close, Connection, Exit, StateFile, Time, Unmount
     from exclfs.holds.mode import Mode, OpenFiles
-    from exclfs.wire.messages import Cause, Status, WhyReply
+    from exclfs.wire.causes import Cause
+    from exclfs.wire.messages import Status, WhyReply
 
 __all__ = [
     "Attempt",
@@ -148,7 +149,8 @@ _HOMES: Final = {
     "exclfs.holds.holder": "Holder Process",
     "exclfs.holds.lifetime": "Close Connection Exit StateFile Time Unmount",
     "exclfs.holds.mode": "Mode OpenFiles",
-    "exclfs.wire.messages": "Cause Status WhyReply",
+    "exclfs.wire.causes": "Cause",
+    "exclfs.wire.messages": "Status WhyReply",
 }
 """Where each name is, to be loaded when it is first used."""
 

@@ -14,7 +14,6 @@ from exclfs.cli import advice
 from exclfs.cli.output import path_to_json, say, say_json, shown
 from exclfs.diagnosis.asking import why as ask
 from exclfs.diagnosis.attempts import number
-from exclfs.wire.shapes import to_json
 
 if TYPE_CHECKING:
     from exclfs.diagnosis.attempts import Attempt
@@ -52,6 +51,8 @@ def why(
 
 
 def _say_json(found: Diagnosis) -> None:
+    from exclfs.wire.shapes import to_json
+
     say_json(
         path=path_to_json(found.path),
         attempt=found.attempt,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from exclfs.diagnosis.findings import Unread
-    from exclfs.wire.messages import Cause
+    from exclfs.wire.causes import Cause
 
 
 class Attempt(StrEnum):

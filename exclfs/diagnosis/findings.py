@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from exclfs.diagnosis.attempts import Attempt  # in the fields of Unread, which cattrs reads at run time
-from exclfs.wire.messages import Cause
+from exclfs.wire.causes import Cause
 
 if TYPE_CHECKING:
     from exclfs.diagnosis.subject import Subject

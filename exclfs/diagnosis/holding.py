@@ -16,7 +16,7 @@ from attrs import evolve
 from exclfs.holds.flags import CLAIMS, NOTHING, OF_DIRECTORIES, Flags, Operation, Place, refuses
 from exclfs.holds.lifetime import Close, Connection, Exit, StateFile, Time, Unmount
 from exclfs.host.names import printable, quoted
-from exclfs.wire.messages import Cause
+from exclfs.wire.causes import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

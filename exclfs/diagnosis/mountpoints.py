@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from exclfs.host.namespaces import Namespace
     from exclfs.host.places import Place, Tree
     from exclfs.host.view import Host
-    from exclfs.wire.messages import Cause
+    from exclfs.wire.causes import Cause
 
 KINDS: Final = ("root", "mountpoint", "mountpoint elsewhere")
 """What this finder may yield."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from exclfs.client import discovery, sync_client
 from exclfs.client.errors import ClientError
 from exclfs.diagnosis.attempts import Attempt
 from exclfs.diagnosis.findings import Unread
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from exclfs.diagnosis.findings import Finding
     from exclfs.diagnosis.subject import Subject
     from exclfs.host.view import Host
-    from exclfs.wire.messages import Cause
+    from exclfs.wire.causes import Cause
 
 KINDS: Final = ("hold", "open file")
 
@@ -42,5 +41,8 @@ def told(path: str) -> Iterator[Finding]:
 
 
 def _causes(path: str) -> tuple[Cause, ...]:
+    # Only where there is a server to be asked: loading this takes as long as all the rest of `exclfs why`.
+    from exclfs.client import discovery, sync_client
+
     with sync_client.reach(discovery.find(os.fspath(path))) as client:
         return client.why(path).causes

@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from exclfs.holds.lifetime import Exit
     from exclfs.keeper import Keeper
     from exclfs.services.objects import Objects
+    from exclfs.wire.causes import Cause
     from exclfs.wire.envelope import Incoming
     from exclfs.wire.framing import JsonObject
-    from exclfs.wire.messages import Call, Cause, Status
+    from exclfs.wire.messages import Call, Status
 
 PATIENCE: Final = 10.0
 """Seconds that a client has to finish a message that it has begun, and to read a reply."""

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from exclfs.services.event_streams import EventStream
     from exclfs.services.lifetimes import Lifetimes
     from exclfs.services.objects import Found, Objects
-    from exclfs.wire.messages import Cause, Object, Status
+    from exclfs.wire.causes import Cause
+    from exclfs.wire.messages import Object, Status
 
 
 MOST_REQUESTERS: Final = 20

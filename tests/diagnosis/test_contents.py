@@ -15,7 +15,7 @@ from situations import new_directory
 from twins import LIBC, check
 
 if TYPE_CHECKING:
-    from exclfs.wire.messages import Cause
+    from exclfs.wire.causes import Cause
 
 
 def cause_of(path: Path, attempt: str, kind: str) -> Cause:

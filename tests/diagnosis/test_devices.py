@@ -25,7 +25,7 @@ from twins import ALICE, LIBC, ROOT, check
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from exclfs.wire.messages import Cause
+    from exclfs.wire.causes import Cause
 
 pytestmark = pytest.mark.root
 

@@ -12,7 +12,7 @@ import pytest
 
 import exclfs
 from exclfs.holds.flags import Flags
-from exclfs.wire.messages import Cause
+from exclfs.wire.causes import Cause
 from private_mounts import PrivateMounts, private_mounts
 from program import (
     EXCLFS,
