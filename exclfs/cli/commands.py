@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "release": ("release PATH|ID… [OPTIONS]", "Release your holds on a path, or the hold with an id."),
     "holds": ("holds [PATH] [OPTIONS]", "List what is held, by whom, since when and why."),
     "inuse": ("inuse PATH [OPTIONS]", "Tell whether anything holds PATH."),
-    "why": ("why PATH [OPTIONS]", "Explain what keeps PATH from being removed or renamed."),
+    "why": ("why PATH [OPTIONS]", "Explain what keeps PATH from being removed, renamed or unmounted."),
     "events": ("events MNT|PATH [-f] [OPTIONS]", "Show what has happened, or with -f what happens."),
     "mode": ("mode MNT [enforce|warn|off] [OPTIONS]", "Show or switch whether a mount enforces its holds."),
     "status": ("status MNT [OPTIONS]", "Show how a mount does: its server, its holders, its last refusals."),

@@ -5,7 +5,8 @@ attempts     what somebody may try to do with a path, and with which error the k
 subject      what is asked about: one path, opened so that its filesystem is asked nothing more
 findings     what the finders below find: causes, and what could not be read
 
-holding      holds, in sentences. A server uses this alone: it knows of nothing else
+holding      holds, in sentences
+answering    what a server says of itself, in the xattr exclfs.why: holds, and the little that it knows besides
 
 The rest are finders, each for one noun, each from the host's own words (exclfs.host) to causes in sentences. A finder
 says which attempts fail because of what it has found, and leaves it to `attempts` which of several errors comes first.

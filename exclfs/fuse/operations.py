@@ -128,15 +128,18 @@ class Policy(pyfuse3.Operations):
         """Places a hold, if it is exclfs.hold that is set."""
         _only_hold(name)
         subject, path = self._subject(inode)
-        who = Credentials(ctx.uid, ctx.gid, groups_of(ctx.pid))
-        await self.xattrs.set_hold(value, subject, path, self._requester(ctx), who)
+        requester, who = self._requester(ctx), Credentials(ctx.uid, ctx.gid, groups_of(ctx.pid))
+        self._check_is_awaited(ctx)
+        await self.xattrs.set_hold(value, subject, path, requester, who)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
         """Releases what was placed so."""
         _only_hold(name)
         subject, _ = self._subject(inode)
-        await self.xattrs.remove_hold(subject, self._requester(ctx))
+        requester = self._requester(ctx)
+        self._check_is_awaited(ctx)
+        await self.xattrs.remove_hold(subject, requester)
 
     def _subject(self, nodeid: int) -> tuple[Inode, str]:
         inode = self.mirror.identify(nodeid)
@@ -148,6 +151,16 @@ class Policy(pyfuse3.Operations):
             return seen
         # It was answered without us (decision_timeout) and may have ended: who has the pid now may be somebody else.
         return Process(ctx.pid or None, ctx.uid, user=seen.user)
+
+    def _check_is_awaited(self, ctx: Any) -> None:
+        """Accepts a request that is not answered yet. Who has been told no (decision_timeout) must not be obeyed later.
+
+        To be called once all is known of who asks: it had its pid until then, for it was still waiting. A thread that
+        has asked for something else meanwhile is not told from one that still waits: FUSE's number of the request is
+        not among what pyfuse3 tells.
+        """
+        if not self.mirror.awaits(ctx.pid):
+            raise pyfuse3.FUSEError(errnos.REFUSED)
 
     def _absolute(self, path: bytes) -> str:
         return os.path.join(self.mountpoint, os.fsdecode(path)) if path else self.mountpoint

@@ -202,6 +202,21 @@ def test_one_whose_pid_is_anothers_by_now_is_not_told_as_that_other(tmp_path: Pa
         assert f" was refused once to {VANISHED} (pid {asker.pid}, user root) at " in sentences(it.path)
 
 
+def test_what_was_answered_by_the_timeout_is_not_done_later(tmp_path: Path) -> None:
+    with slow(tmp_path, 0.3) as it:
+        other = it.mounted.setup("other")
+        asker = subprocess.Popen(["rmdir", it.path], stderr=subprocess.DEVNULL)
+        it.until_it_is_asked()
+        setting = ["setfattr", "-n", "system.exclfs.hold", "-v", "who was told no", other]
+        assert "busy" in subprocess.run(setting, capture_output=True, text=True, check=False).stderr
+        it.let_it_decide()
+        assert asker.wait() == 1
+        os.setxattr(other, "system.exclfs.hold", b"who is told yes")
+        locked = logged(it.mounted, "locked", "told")
+    assert fields(locked)["holder"] == "who is told yes"
+    assert "told no" not in it.mounted.log()
+
+
 CLONE3 = 435
 """On all architectures (clone3(2))."""
 
