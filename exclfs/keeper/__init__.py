@@ -7,6 +7,7 @@ queue      who waits for a claim
 clock      what time it is
 deadlines  which hold's time is over next
 endings    what is done when a hold ends
+orphans    held inodes that have been removed behind the mount
 shelf      what is to outlive the server
 view       what says something about an inode
 open_files files that are open, as the holds that they are
@@ -47,6 +48,7 @@ from exclfs.holds.lifetime import Connection, Time
 from exclfs.holds.limits import Limits, check_hold, check_reason
 from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.host import processes
+from exclfs.keeper import orphans
 from exclfs.keeper.authority import Authority
 from exclfs.keeper.clock import Clock, boottime
 from exclfs.keeper.deadlines import Deadlines, time_of
@@ -73,8 +75,6 @@ __all__ = ["Keeper", "Liveness", "Mirror", "Store"]
 
 AT_A_TIME: Final = 100
 """How many holds are placed, renewed or released before others have a turn."""
-SWEPT_AT_A_TIME: Final = 1000
-"""How many held inodes are looked at by a sweep before others have a turn."""
 
 
 class Keeper:
@@ -422,24 +422,11 @@ class Keeper:
 
     async def sweep(self) -> None:
         """Ends the holds on inodes that have been removed behind the mount."""
-        inodes = list(dict.fromkeys(hold.inode for hold in self.registry.all()))
-        for start in range(0, len(inodes), SWEPT_AT_A_TIME):
-            for inode in await trio.to_thread.run_sync(self._gone_of, inodes[start : start + SWEPT_AT_A_TIME]):
-                for hold in self.registry.on(inode):
-                    self._endings.end(hold, Orphaned(self._clock.now(), hold))
+        inodes = tuple(dict.fromkeys(hold.inode for hold in self.registry.all()))
+        for inode in await orphans.among(inodes, self._mirror):
+            for hold in self.registry.on(inode):
+                self._endings.end(hold, Orphaned(self._clock.now(), hold))
         await self._shelf.forget_now()
-
-    def _gone_of(self, inodes: Iterable[Inode]) -> list[Inode]:
-        gone = []
-        for inode in inodes:
-            try:
-                if self._mirror.attributes(inode).nlink == 0:
-                    gone.append(inode)
-            except Gone:
-                gone.append(inode)
-            except OSError:
-                pass  # the backing filesystem is in trouble, which proves nothing
-        return gone
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
