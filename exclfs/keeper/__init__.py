@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import evolve
 
-from exclfs.holds.errors import BadHold, Gone, Held, NoSuchHold, NotPermitted
+from exclfs.holds.errors import BadHold, Held, NoSuchHold, NotPermitted
 from exclfs.holds.events import (
     Broken,
     Expired,
@@ -63,7 +63,7 @@ from exclfs.keeper.words import Mirror, Words
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from exclfs.holds.flags import Operation
     from exclfs.holds.hold import Inode
