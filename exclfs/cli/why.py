@@ -67,7 +67,8 @@ def _say(found: Diagnosis) -> None:
     """First the answer, then what is in the way, what is in the way of something else, what is not, what is missing.
 
     A cause that blocks something is two lines, of which the second is indented: what fails, how, and what does not.
-    What blocks nothing, and what could not be read, is one indented line for each under a line of its own.
+    What blocks nothing, and what could not be read, is one indented line for each under a line of its own. Where one
+    attempt was asked about, what could not have told of anything in its way is left to --json.
     """
     if found.attempt is not None:
         say(_verdict(found.attempt, found))
@@ -86,9 +87,10 @@ def _say(found: Diagnosis) -> None:
         say(f"Blocks none of {', '.join(harmless[0].allows)}:")
         for cause in harmless:
             say(f"  {shown(cause.text)}")
-    if found.unread:
+    gaps = [gap for gap in found.unread if found.attempt in (None, *gap.may_block)]
+    if gaps:
         say("Could not be read:")
-        for gap in found.unread:
+        for gap in gaps:
             say(f"  {shown(gap.text)}")
 
 

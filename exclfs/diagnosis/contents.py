@@ -143,7 +143,7 @@ def _contents(subject: Subject) -> Iterator[Finding]:
     if names:
         text = (
             f"{quoted(subject.path)} is not empty: {_enumerated(names)}."
-            f" `rm -r {typed(subject.path)}` removes it with all that is in it."
+            f" Only an empty directory can be removed: `ls -A {typed(subject.path)}` lists what is in the way."
         )
         yield caused("not empty", text, (Attempt.RMDIR,), "ENOTEMPTY")
 

@@ -48,7 +48,8 @@ def test_nothing_is_said_in_one_line_and_exit_code_1(capsys: pytest.CaptureFixtu
 def test_what_blocks_is_said_first_and_with_what_it_does_not_block(capsys: pytest.CaptureFixture[str]) -> None:
     status, (sentence, labels, *_), _ = said(capsys, "full")
     assert status == 0
-    assert sentence == '"full" is not empty: "below" is in it. `rm -r full` removes it with all that is in it.'
+    assert sentence.startswith('"full" is not empty: "below" is in it. ')
+    assert sentence.endswith(" `ls -A full` lists what is in the way.")
     assert labels.startswith("  blocks rmdir (ENOTEMPTY); not rename")
 
 
@@ -105,6 +106,14 @@ def test_the_whole_shape(capsys: pytest.CaptureFixture[str]) -> None:
         "Could not be read:",
         "  Some could not be read; root can.",
     ]
+
+
+def test_with_an_attempt_only_those_gaps_are_told_that_may_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Diagnosis("/x", Attempt.UNLINK, False, None, (), (GAP,))
+    command._say(found)
+    assert capsys.readouterr().out.splitlines() == ["unlink of /x would succeed now."]
+    command._say_json(found)
+    assert [gap["kind"] for gap in json.loads(capsys.readouterr().out)["unread"]] == ["processes"], "JSON has them all"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def cause_of(path: Path, attempt: str, kind: str) -> Cause:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (1, 'is not empty: "0" is in it. `rm -r '),
+        (1, 'is not empty: "0" is in it. Only an empty directory can be removed: `ls -A '),
         (3, 'is not empty: "0", "1", "2" are in it.'),
         (6, 'is not empty: 6 names are in it, "0", "1", "2", "3", "4" among them.'),
         (1001, "is not empty: more than 1000 names are in it"),
