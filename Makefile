@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests mounted programs unmounted sanitize fuzz stress hold-open-rounds bench bench-holding bench-why clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-holding bench-why clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -28,7 +28,7 @@ demo: .venv/.exclfs ## a real tree, real cleaners, and what they are told
 
 # Two parts at a time, the longest first.
 test: fmt-check lint types floors ## everything that CI runs
-	@$(MAKE) --no-print-directory -j2 --output-sync=target mounted programs unmounted ask-always
+	@$(MAKE) --no-print-directory -j2 --output-sync=target mounted programs unmounted mounted-asked
 
 fmt: .venv/.exclfs-dev ## format the Python sources
 	@$(BIN)/ruff format .
@@ -57,8 +57,11 @@ programs: .venv/.exclfs-dev ## those of commands and libraries that need a mount
 unmounted: .venv/.exclfs-dev ## those that mount nothing
 	@$(BIN)/pytest -q -m 'not mount' $(ARGS)
 
-ask-always: .venv/.exclfs-dev ## as mounted, with a verdict asked for everything
+mounted-asked: .venv/.exclfs-dev ## as mounted, with a verdict asked for everything
 	@EXCLFS_TEST_OPTIONS='{"ask_always": true}' $(BIN)/pytest -q -m 'mount and not program' $(ARGS)
+
+ask-always: .venv/.exclfs-dev ## all tests that mount, with a verdict asked for everything
+	@EXCLFS_TEST_OPTIONS='{"ask_always": true}' $(BIN)/pytest -q -m mount $(ARGS)
 
 sanitize: .venv/.exclfs-dev ## tests/mirror and the mounted tests under AddressSanitizer + UBSan, then ThreadSanitizer
 	@scripts/sanitize.sh asan $(ARGS)

@@ -32,16 +32,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is long, but for `make stress`; and in a run in which every mount has other options, what tries
-    all kinds of mounts in any case.
-    """
-    left_out = set()
-    if "EXCLFS_PROOF_EXAMPLES" not in os.environ:
-        left_out |= {item for item in items if item.get_closest_marker("long")}
-    if default_options():
-        left_out |= {item for item in items if "mount_of_each_kind" in getattr(item, "fixturenames", ())}
-    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-    items[:] = [item for item in items if item not in left_out]
+    """A run in which every mount has other options leaves out what tries all kinds of mounts in any case."""
+    if not default_options():
+        return
+    again = [item for item in items if "mount_of_each_kind" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=again)
+    items[:] = [item for item in items if item not in set(again)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -552,7 +552,6 @@ TestExclfsAgainstAPlainTree = ExclfsAgainstAPlainTree.TestCase
 TestExclfsThatAsksAlways = ExclfsThatAsksAlways.TestCase
 
 
-@pytest.mark.long
 @pytest.mark.skipif(bool(WINDOW), reason="this is that run")
 @pytest.mark.parametrize("lock", [True, False])
 def test_only_without_the_lock_something_is_held_and_removed(tmp_path: Path, lock: bool) -> None:
