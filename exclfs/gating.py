@@ -55,6 +55,9 @@ class Operation(StrEnum):
     LISTXATTR = "listxattr"
     REMOVEXATTR = "removexattr"
     STATFS = "statfs"
+    FLOCK = "flock"
+    """flock(2) and the locks of fcntl(2). They stay in the kernel and reach no server, so only a program that the test
+    starts can be stopped at them."""
 
 
 GROUPS: Final = {
