@@ -99,6 +99,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
     """Opens everything, mounts last, and leaves to `stack` how each is closed."""
     channel.hide_from_other_processes()
     most_open = _raise_descriptor_limit()
+    budget = min(most_open // 4, MOST_DESCRIPTORS)
     log = open_log(settled.log, foreground=foreground, form=LogFormat(settled.log_format))
     stack.callback(log.close)
     source = os.open(settled.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -116,11 +117,12 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
             attr_timeout=settled.attr_timeout,
             decision_timeout=settled.decision_timeout,
             threads=settled.threads or _threads(),
-            descriptors=min(most_open // 4, MOST_DESCRIPTORS),
+            descriptors=budget,
             passthrough=settled.passthrough and os.geteuid() == 0,
             ask_always=settled.ask_always,
             privileged=os.geteuid() == 0,
             hold_open=OpenFiles(settled.hold_open),
+            opens=max((most_open - 2 * budget) // 2, 1),
         )
         stack.callback(mirror.stop)
         state = _open_state(settled, mirror)

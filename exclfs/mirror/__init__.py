@@ -87,11 +87,12 @@ class Mirror:
         entry_timeout, attr_timeout: seconds for which the kernel may believe names and attributes.
         decision_timeout: seconds after which a question without an answer is EBUSY.
         threads: how many workers.
-        descriptors: how many O_PATH descriptors the inode table may keep open.
+        descriptors: how many O_PATH descriptors the inode table may keep open; as many again of nameless inodes.
         passthrough: let the kernel read and write the backing files itself where it can.
         ask_always: put every removal to the policy, held or not.
         privileged: whether this is root: may act as the requester, may open by file handle.
         hold_open: whose open files count against removals by other processes.
+        opens: how many descriptors open files and directories may have; 0 if only the system limits them.
 
     Raises:
         OSError: the system refused what the mirror needs.
@@ -112,6 +113,7 @@ class Mirror:
         ask_always: bool,
         privileged: bool,
         hold_open: OpenFiles = OpenFiles.NONE,
+        opens: int = 0,
     ) -> None:
         self.descriptor_budget: Final = descriptors
         self._mirror = _mirror.Mirror(
@@ -127,6 +129,7 @@ class Mirror:
             ask_always=ask_always,
             privileged=privileged,
             hold_open=list(OpenFiles).index(hold_open),
+            opens=opens,
         )
 
     def start(self) -> None:

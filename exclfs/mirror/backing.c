@@ -8,7 +8,11 @@
  * opened in a loop, from the nearest directory that is open: a tree can be deeper than a stack.
  *
  * An inode to which nothing leads any more (its last name was removed, or never existed) keeps its descriptor pinned
- * until the kernel forgets it.
+ * until the kernel forgets it, or a name leads to it again. Of these there are at most as many as the budget has; beyond
+ * that the one that was not used for longest is treated like every other.
+ *
+ * Open directories, and open files without passthrough, have descriptors of their own, up to a limit: who opens one too
+ * many gets EMFILE, and nobody else notices.
  */
 #include "mirror.h"
 
@@ -71,29 +75,42 @@ static int verified(const struct inode *inode, int fd) {
 
 /* ---- the budget, in the order of use; all of it under its lock ------------------------------------------- */
 
+static struct order *order_of(struct mirror *mirror, const struct inode *inode) {
+    return inode->fd_pinned ? &mirror->budget.pinned : &mirror->budget.spare;
+}
+
 static void unlink_from_order(struct mirror *mirror, struct inode *inode) {
+    struct order *order = order_of(mirror, inode);
     if (inode->newer != NULL) inode->newer->older = inode->older;
-    else mirror->budget.newest = inode->older;
+    else order->newest = inode->older;
     if (inode->older != NULL) inode->older->newer = inode->newer;
-    else mirror->budget.oldest = inode->newer;
+    else order->oldest = inode->newer;
     inode->newer = inode->older = NULL;
-    mirror->budget.count--;
+    order->count--;
 }
 
 static void put_newest(struct mirror *mirror, struct inode *inode) {
-    inode->older = mirror->budget.newest;
+    struct order *order = order_of(mirror, inode);
+    inode->older = order->newest;
     inode->newer = NULL;
-    if (mirror->budget.newest != NULL) mirror->budget.newest->newer = inode;
-    else mirror->budget.oldest = inode;
-    mirror->budget.newest = inode;
-    mirror->budget.count++;
+    if (order->newest != NULL) order->newest->newer = inode;
+    else order->oldest = inode;
+    order->newest = inode;
+    order->count++;
+}
+
+static void set_pinned(struct mirror *mirror, struct inode *inode, bool pinned) {
+    if (inode->fd_pinned == pinned) return;
+    unlink_from_order(mirror, inode);
+    inode->fd_pinned = pinned;
+    put_newest(mirror, inode);
 }
 
 /* Takes descriptors that nobody uses out of the budget until it fits; gives up to `most` of them to be closed. */
 static unsigned overdrawn(struct mirror *mirror, int *fds, unsigned most) {
     unsigned taken = 0;
-    for (struct inode *inode = mirror->budget.oldest, *newer;
-         inode != NULL && taken < most && mirror->budget.count > mirror->budget.limit; inode = newer) {
+    for (struct inode *inode = mirror->budget.spare.oldest, *newer;
+         inode != NULL && taken < most && mirror->budget.spare.count > mirror->budget.limit; inode = newer) {
         newer = inode->newer;
         if (inode->fd_users > 0) continue;
         unlink_from_order(mirror, inode);
@@ -109,7 +126,7 @@ static int use_open(struct mirror *mirror, struct inode *inode) {
     int fd = inode->fd;
     if (fd >= 0) {
         inode->fd_users++;
-        if (!inode->fd_pinned && mirror->budget.newest != inode) {
+        if (inode->newer != NULL) {
             unlink_from_order(mirror, inode);
             put_newest(mirror, inode);
         }
@@ -207,21 +224,31 @@ void backing_put(struct mirror *mirror, struct inode *inode) {
     pthread_mutex_unlock(&mirror->budget.lock);
 }
 
-static void pin(struct mirror *mirror, struct inode *inode) { /* under the lock */
-    if (inode->fd_pinned) return;
-    unlink_from_order(mirror, inode);
-    inode->fd_pinned = true;
-    atomic_fetch_add(&mirror->budget.pinned, 1);
+/* Under the lock, at a moment when spare descriptors can be closed. */
+static void pin(struct mirror *mirror, struct inode *inode) {
+    set_pinned(mirror, inode, true);
+    struct order *pinned = &mirror->budget.pinned;
+    struct inode *oldest = pinned->oldest == mirror->root ? pinned->oldest->newer : pinned->oldest;
+    if (pinned->count > mirror->budget.limit + 1 && oldest != NULL) set_pinned(mirror, oldest, false);
 }
 
 int backing_pin(struct mirror *mirror, struct inode *inode) {
     int fd = backing_get(mirror, inode);
     if (fd < 0) return fd;
+    int surplus[2];
     pthread_mutex_lock(&mirror->budget.lock);
     pin(mirror, inode);
     inode->fd_users--;
+    unsigned close_them = overdrawn(mirror, surplus, 2);
     pthread_mutex_unlock(&mirror->budget.lock);
+    while (close_them--) close(surplus[close_them]);
     return 0;
+}
+
+void backing_unpin(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_lock(&mirror->budget.lock);
+    if (inode->fd >= 0) set_pinned(mirror, inode, false); /* the next that is opened makes room */
+    pthread_mutex_unlock(&mirror->budget.lock);
 }
 
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd) {
@@ -241,13 +268,21 @@ void backing_drop(struct mirror *mirror, struct inode *inode) {
     pthread_mutex_lock(&mirror->budget.lock);
     int fd = inode->fd;
     if (fd >= 0) {
-        if (inode->fd_pinned) atomic_fetch_sub(&mirror->budget.pinned, 1);
-        else unlink_from_order(mirror, inode);
+        unlink_from_order(mirror, inode);
         inode->fd = -1;
     }
     pthread_mutex_unlock(&mirror->budget.lock);
     if (fd >= 0) close(fd);
 }
+
+bool open_begins(struct mirror *mirror) {
+    unsigned before = atomic_fetch_add(&mirror->opens, 1), most = mirror->settings.opens;
+    if (most == 0 || before < most) return true;
+    open_closed(mirror);
+    return false;
+}
+
+void open_closed(struct mirror *mirror) { atomic_fetch_sub(&mirror->opens, 1); }
 
 /* The working directory of every worker is /proc/self/fd, so the number alone is the path. */
 int backing_reopen(struct mirror *mirror, int fd, int flags) {

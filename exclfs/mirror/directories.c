@@ -32,6 +32,7 @@ static struct open_directory *directory_of(uint64_t fh) { return (struct open_di
 
 static void directory_free(struct mirror *mirror, struct open_directory *directory) {
     close(directory->fd);
+    open_closed(mirror);
     pthread_mutex_destroy(&directory->lock);
     inode_put(mirror, directory->inode);
     free(directory);
@@ -41,12 +42,14 @@ void op_opendir(struct worker *worker, const struct request *request) {
     struct mirror *mirror = worker->mirror;
     struct inode *inode = inode_of(worker, request);
     if (inode == NULL) return;
-    int path = backing_get(mirror, inode);
+    bool allowed = open_begins(mirror);
+    int path = allowed ? backing_get(mirror, inode) : -EMFILE;
     int fd = path < 0 ? path : backing_reopen(mirror, path, O_RDONLY | O_DIRECTORY);
     if (path >= 0) backing_put(mirror, inode);
     struct open_directory *directory = fd < 0 ? NULL : malloc(sizeof *directory);
     if (directory == NULL) {
         if (fd >= 0) close(fd);
+        if (allowed) open_closed(mirror);
         inode_put(mirror, inode);
         reply_error(worker, request->header->unique, fd < 0 ? -fd : ENOMEM);
         return;

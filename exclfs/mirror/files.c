@@ -17,6 +17,14 @@ pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode) {
     return &mirror->io_locks[inode->key.ino % PLACE_LOCKS];
 }
 
+bool is_open(struct mirror *mirror, const struct inode *inode) {
+    pthread_mutex_t *lock = io_lock(mirror, inode);
+    pthread_mutex_lock(lock);
+    bool open = inode->passthrough_opens > 0 || inode->plain_opens > 0;
+    pthread_mutex_unlock(lock);
+    return open;
+}
+
 /* ---- passthrough ---------------------------------------------------------------------------------------- */
 
 static int32_t open_backing(struct worker *worker, int fd, bool as_root) {
@@ -65,7 +73,10 @@ static void file_free(struct mirror *mirror, struct open_file *file) {
     open_ends(mirror, file);
     leave(mirror, file->inode, file->passthrough);
     int fd = atomic_load(&file->fd);
-    if (fd >= 0) close(fd);
+    if (fd >= 0) {
+        close(fd);
+        open_closed(mirror);
+    }
     inode_put(mirror, file->inode);
     free(file);
 }
@@ -89,6 +100,18 @@ static int open_real(struct mirror *mirror, int path, struct manner how) {
     return real == -EPERM && how.appends ? backing_reopen(mirror, path, how.flags | O_APPEND) : real;
 }
 
+/* Has the handle keep a descriptor: `real`, which it takes, or if that is -1 a new one. 0 or errno. */
+static int keep_descriptor(struct mirror *mirror, struct open_file *file, int path, int real) {
+    if (real < 0) real = open_real(mirror, path, file->how);
+    if (real < 0) return -real;
+    if (!open_begins(mirror)) {
+        close(real);
+        return EMFILE;
+    }
+    atomic_store(&file->fd, real);
+    return 0;
+}
+
 /* Makes the handle. Takes `real`, a descriptor opened in this manner, or -1; `path` is an O_PATH descriptor. */
 static int file_new(struct worker *worker, struct inode *inode, int path, int real, struct manner how,
                     struct open_file **made) {
@@ -104,21 +127,13 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
     }
     inode_get(inode);
     *file = (struct open_file){.inode = inode, .how = how, .passthrough = enter(worker, inode, path, how.roots)};
-    atomic_init(&file->fd, real);
-    if (file->passthrough && real >= 0) {
-        close(real);
-        atomic_store(&file->fd, -1);
-    }
-    if (!file->passthrough && real < 0) {
-        real = open_real(worker->mirror, path, how);
-        if (real < 0) {
-            file_free(worker->mirror, file);
-            return -real;
-        }
-        atomic_store(&file->fd, real);
-    }
-    *made = file;
-    return 0;
+    atomic_init(&file->fd, -1);
+    int error = 0;
+    if (!file->passthrough) error = keep_descriptor(worker->mirror, file, path, real);
+    else if (real >= 0) close(real);
+    if (error) file_free(worker->mirror, file);
+    else *made = file;
+    return error;
 }
 
 /* Before anybody hears of the handle. Where it lies on a removed inode it is all the same. */
@@ -215,11 +230,20 @@ static int adopt_created(struct worker *worker, const struct request *request, s
     return error;
 }
 
+/* Whether one more descriptor may be kept for an open file, or need not be. */
+static bool open_fits(struct mirror *mirror) {
+    if (atomic_load(&mirror->passthrough)) return true;
+    bool fits = open_begins(mirror);
+    if (fits) open_closed(mirror);
+    return fits;
+}
+
 static void create(struct worker *worker, const struct request *request, bool named) {
     const struct fuse_create_in *in = request->argument;
     struct inode *parent = inode_of(worker, request);
     if (parent == NULL) return;
     int fd = backing_get(worker->mirror, parent), error = fd < 0 ? -fd : 0;
+    if (!error && !open_fits(worker->mirror)) error = EMFILE; /* before there is a file */
     if (!error) error = become_creator(worker, request->header, in->umask);
     if (!error) {
         /* Always exclusive: a file that came to be behind the mount has not been checked against the requester.
@@ -254,7 +278,12 @@ int handle_descriptor(struct mirror *mirror, uint64_t fh, bool writable) {
     int real = open_real(mirror, path, file->how);
     backing_put(mirror, file->inode);
     if (real < 0) return real;
+    if (!open_begins(mirror)) {
+        close(real);
+        return -EMFILE;
+    }
     if (atomic_compare_exchange_strong(&file->fd, &fd, real)) return real;
+    open_closed(mirror);
     close(real);
     return fd;
 }

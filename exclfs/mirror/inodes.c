@@ -344,6 +344,7 @@ void inode_moved(struct mirror *mirror, struct inode *inode, struct inode *paren
     /* A hold that begins to reach below after this was looked at changes the tree itself. */
     if (before != parent && S_ISDIR(inode->type) && atomic_load(&mirror->tree.below) > 0) tree_changed(mirror);
     if (before != NULL) inode_put(mirror, before);
+    if (!atomic_load(&inode->removed)) backing_unpin(mirror, inode);
 }
 
 struct inode *inode_parent(struct mirror *mirror, struct inode *inode) {

@@ -111,10 +111,10 @@ struct inode {
 
     /* A descriptor, if it has one: under the budget's lock. */
     struct file_handle_copy *handle; /* set once, before the inode is published */
-    struct inode *newer, *older;     /* in the order of use; NULL if fd is pinned or -1 */
+    struct inode *newer, *older;     /* in the order of use */
     int fd;                          /* O_PATH, or -1 */
     unsigned fd_users;
-    bool fd_pinned; /* kept until FORGET: nothing else leads to it any more */
+    bool fd_pinned; /* kept until FORGET, if it can be: nothing else leads to the inode any more */
 
     /* How it is open: under io_lock of the mirror's stripe. */
     int32_t backing_id; /* > 0 while open by passthrough */
@@ -171,7 +171,8 @@ struct settings {
     double entry_timeout, attr_timeout; /* seconds */
     double decision_timeout;            /* seconds */
     unsigned threads;
-    unsigned descriptors; /* the budget of the inode table */
+    unsigned descriptors; /* the budget of the inode table, and as many again that are pinned */
+    unsigned opens;       /* descriptors of open files and directories; 0: as many as the system gives */
     bool passthrough;     /* use it where the kernel has it */
     bool ask_always;
     bool privileged; /* root: may act as the requester, may open by handle */
@@ -181,6 +182,12 @@ struct settings {
 enum counter {
     C_LOOKUP, C_GETATTR, C_SETATTR, C_READLINK, C_CREATE, C_OPEN, C_READ, C_WRITE, C_RELEASE, C_READDIR, C_REMOVE,
     C_XATTR, C_FORGET, C_OTHER, C_ASKED, C_TIMED_OUT, C_ASKED_AGAIN, COUNTERS
+};
+
+/* Inodes that have a descriptor, in the order of use. */
+struct order {
+    struct inode *newest, *oldest;
+    unsigned count;
 };
 
 struct question;
@@ -223,10 +230,10 @@ struct mirror {
 
     struct {
         pthread_mutex_t lock;
-        struct inode *newest, *oldest;
-        unsigned count, limit;
-        atomic_uint pinned;
+        struct order spare, pinned; /* spare: what would be opened again */
+        unsigned limit;             /* of each */
     } budget;
+    atomic_uint opens; /* descriptors of open files and directories */
 
     struct questions questions;
     atomic_bool handles; /* file handles of the root device can be opened */
@@ -330,8 +337,12 @@ int backing_get(struct mirror *mirror, struct inode *inode); /* an O_PATH descri
 void backing_put(struct mirror *mirror, struct inode *inode);
 void backing_drop(struct mirror *mirror, struct inode *inode); /* at the inode's end */
 int backing_pin(struct mirror *mirror, struct inode *inode);   /* keep a descriptor until FORGET; 0 or -errno */
+void backing_unpin(struct mirror *mirror, struct inode *inode); /* a name leads to it again */
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd); /* pin this one, which we own */
 int backing_reopen(struct mirror *mirror, int fd, int flags);  /* a real descriptor for an O_PATH one */
+/* Before a descriptor is opened that stays open with a file or directory: false if there are too many. */
+bool open_begins(struct mirror *mirror);
+void open_closed(struct mirror *mirror);
 int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes);
 int stat_at(int fd, const char *name, struct statx *attributes); /* 0 or -errno */
 struct file_handle_copy *backing_handle(struct mirror *mirror, int parent_fd, const char *name);
@@ -491,6 +502,7 @@ struct open_file {
 };
 static inline struct open_file *file_of(uint64_t fh) { return (struct open_file *)(uintptr_t)fh; }
 pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode);
+bool is_open(struct mirror *mirror, const struct inode *inode);
 
 /* shared by operations */
 void fill_attr(const struct mirror *mirror, const struct statx *from, struct fuse_attr *to);

@@ -35,17 +35,18 @@ static PyObject *os_error(int error) {
 
 static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout", "decision_timeout",
-                            "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open", NULL};
+                            "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open",
+                            "opens",       NULL};
     int source, device, channel, passthrough, ask_always, privileged, hold_open;
     struct settings settings;
     if (self->mirror != NULL) {
         PyErr_SetString(PyExc_ValueError, "a mirror is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppi", names, &source, &device, &channel,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppiI", names, &source, &device, &channel,
                                      &settings.entry_timeout, &settings.attr_timeout, &settings.decision_timeout,
                                      &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged,
-                                     &hold_open))
+                                     &hold_open, &settings.opens))
         return -1;
     settings.passthrough = passthrough;
     settings.ask_always = ask_always;
@@ -418,7 +419,7 @@ static PyObject *Mirror_counters(MirrorObject *self, PyObject *ignored) {
     values[number++] = atomic_load(&mirror->table.known);
     labels[number] = "descriptors";
     pthread_mutex_lock(&mirror->budget.lock);
-    values[number++] = mirror->budget.count + atomic_load(&mirror->budget.pinned);
+    values[number++] = mirror->budget.spare.count + mirror->budget.pinned.count;
     pthread_mutex_unlock(&mirror->budget.lock);
     labels[number] = "passthrough";
     values[number++] = atomic_load(&mirror->passthrough);

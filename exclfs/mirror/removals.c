@@ -10,7 +10,8 @@
  * that is done with the tree to itself.
  *
  * While a link of an inode goes, a descriptor of it is in use, and if that was the last one it stays pinned: the
- * kernel may still ask about an inode that somebody has open, and nothing else would lead to it.
+ * kernel may still ask about an inode that somebody has open, and nothing else would lead to it. If it was one of
+ * several, and no file handle leads to the inode, that is so until another of its names is looked up.
  */
 #include "mirror.h"
 
@@ -130,16 +131,25 @@ static void keep(struct worker *worker, struct victim *victim) {
     if (victim->tested.inode != NULL) victim->kept = backing_get(worker->mirror, victim->tested.inode);
 }
 
+static bool was_its_place(struct mirror *mirror, struct inode *inode, const struct victim *victim) {
+    char name[NAME_MAX + 1];
+    struct inode *parent = inode_place(mirror, inode, name);
+    if (parent != NULL) inode_put(mirror, parent);
+    return parent == victim->parent && strcmp(name, victim->name) == 0;
+}
+
 /* Its name has gone. Only now can be told whether that was the last link: names come and go meanwhile. */
 static void went(struct worker *worker, struct victim *victim) {
+    struct mirror *mirror = worker->mirror;
     struct inode *inode = victim->tested.inode;
     if (inode == NULL) return;
     struct statx now;
     if (victim->kept < 0 || stat_at(victim->kept, "", &now)) now.stx_nlink = victim->attributes.stx_nlink - 1;
     bool last = now.stx_nlink == 0 || S_ISDIR(victim->attributes.stx_mode);
-    /* One link of several: pin only if no file handle leads to the inode, and this was perhaps the name we know. */
-    if (victim->kept >= 0 && (last || inode->handle == NULL)) backing_pin(worker->mirror, inode);
-    if (last) inode_gone(worker->mirror, inode);
+    /* One link of several: whoever has it open may ask, and nothing leads there until another name is looked up. */
+    bool lost = !last && inode->handle == NULL && is_open(mirror, inode) && was_its_place(mirror, inode, victim);
+    if (victim->kept >= 0 && (last || lost)) backing_pin(mirror, inode);
+    if (last) inode_gone(mirror, inode);
 }
 
 /* ---- unlink and rmdir ----------------------------------------------------------------------------------- */

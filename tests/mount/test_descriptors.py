@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+import exclfs
 from harness import Mounted, start
 
 if TYPE_CHECKING:
@@ -37,6 +40,20 @@ def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             (tree / f"{number}/below/{file}").write_text(f"{number} {file}")
     with start(directory, program=("-c", LIMITED), threads=2, passthrough=request.param) as mounted:
         yield mounted
+
+
+@pytest.fixture
+def without_handles(tmp_path: Path) -> Iterator[Mounted]:
+    """On a filesystem whose files cannot be opened by handle."""
+    filesystem = tmp_path / "filesystem"
+    filesystem.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", filesystem], check=True)
+    try:
+        (filesystem / "tree").mkdir()
+        with start(tmp_path, source=filesystem / "tree", program=("-c", LIMITED), threads=2) as mounted:
+            yield mounted
+    finally:
+        subprocess.run(["umount", filesystem], check=True)
 
 
 def descriptors(mounted: Mounted) -> int:
@@ -125,3 +142,53 @@ def test_a_server_that_has_no_descriptor_left_says_so_and_goes_on(
     with ExitStack() as directories, pytest.raises(OSError, match="Too many open files"):
         open_directories(limited.path, 2 * FEW, directories)
     assert walked(limited.path / "3") == walked(limited.backing / "3")
+
+
+def test_of_many_links_one_goes_where_nothing_is_opened_by_handle(without_handles: Mounted) -> None:
+    """An inode whose known name has gone has others: nothing is kept for it, and it is found when one is looked up."""
+    path, backing = without_handles.path, without_handles.backing
+    for name in ("kept", "removed"):
+        (backing / name).mkdir()
+    for number in range(3 * FEW):
+        (backing / f"kept/{number}").touch()
+        os.link(backing / f"kept/{number}", backing / f"removed/{number}")
+    for name in ("kept", "removed"):
+        assert walked(path / name) == walked(backing / name)
+    opened = [os.open(path / f"removed/{number}", os.O_RDONLY) for number in range(8)]
+    try:
+        for number in range(3 * FEW):
+            os.unlink(path / f"removed/{number}")
+        assert descriptors(without_handles) <= FEW
+        assert [os.fstat(fd).st_nlink for fd in opened] == [1] * len(opened)
+        assert walked(path) == walked(backing)
+        assert exclfs.holds(path) == ()
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def test_files_without_names_that_are_too_many_take_nothing_from_others(limited: Mounted) -> None:
+    """With passthrough any number can be open and removed; without, who opens one too many gets EMFILE, and only he."""
+    passes_through = has_passthrough(limited)
+    (limited.path / "nameless").mkdir()
+    opened: list[int] = []
+    refused = 0
+    try:
+        for number in range(3 * FEW):
+            path = limited.path / f"nameless/{number}"
+            opened.append(os.open(path, os.O_RDWR | os.O_CREAT))
+            os.write(opened[-1], b"%d" % number)
+            path.unlink()
+    except OSError as error:
+        refused = error.errno or 0
+    try:
+        assert refused == (0 if passes_through else errno.EMFILE)
+        assert len(opened) >= FEW // 16
+        assert descriptors(limited) <= FEW
+        assert [os.fstat(fd).st_nlink for fd in opened] == [0] * len(opened)
+        assert [int(os.pread(fd, 16, 0)) for fd in opened] == [*range(len(opened))]
+        assert exclfs.holds(limited.path) == ()
+        assert {os.stat(limited.path / f"3/below/{file}").st_size for file in range(FILES)} == {3, 4}
+    finally:
+        for fd in opened:
+            os.close(fd)
