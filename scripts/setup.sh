@@ -23,6 +23,8 @@ missing_packages() {
     have setfacl || echo acl
     [ "$with" != dev ] || have rsync || echo rsync
     [ "$with" != dev ] || have mkfs.ext4 || echo e2fsprogs
+    [ "$with" != dev ] || have mkfs.xfs || echo xfsprogs
+    [ "$with" != dev ] || have mkfs.btrfs || echo btrfs-progs
     if have "$python"; then
         "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
         "$python" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' \

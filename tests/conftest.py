@@ -35,7 +35,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """A run in which every mount has other options leaves out what tries all kinds of mounts in any case."""
     if not default_options():
         return
-    again = [item for item in items if "mount_of_each_kind" in getattr(item, "fixturenames", ())]
+    again = [
+        item
+        for item in items
+        if "mount_of_each_kind" in getattr(item, "fixturenames", ()) or item.get_closest_marker("kinds")
+    ]
     config.hook.pytest_deselected(items=again)
     items[:] = [item for item in items if item not in set(again)]
 

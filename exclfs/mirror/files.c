@@ -128,6 +128,7 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
     inode_get(inode);
     *file = (struct open_file){.inode = inode, .how = how, .passthrough = enter(worker, inode, path, how.roots)};
     atomic_init(&file->fd, -1);
+    writeback_opened(worker->mirror, file);
     int error = 0;
     if (!file->passthrough) error = keep_descriptor(worker->mirror, file, path, real);
     else if (real >= 0) close(real);
@@ -309,13 +310,32 @@ static int become_writer_of(struct worker *worker, const struct request *request
     return become_writer(worker, request->header, in->write_flags & FUSE_WRITE_KILL_SUIDGID);
 }
 
+/* What was written to a mapping has been taken from its writer: the kernel tells of an error (at msync and fsync), but
+ * takes a part for the whole. So where only a part finds room the rest is tried, and its error is the answer. */
+static ssize_t write_all(int fd, const char *data, size_t size, off_t offset) {
+    size_t done = 0;
+    while (done < size) {
+        ssize_t more = pwrite(fd, data + done, size - done, offset + (off_t)done);
+        if (more < 0 && errno == EINTR) continue;
+        if (more <= 0) return more;
+        done += (size_t)more;
+    }
+    return (ssize_t)done;
+}
+
+static ssize_t write_data(int fd, const struct request *request) {
+    const struct fuse_write_in *in = request->argument;
+    if (in->write_flags & FUSE_WRITE_CACHE)
+        return write_all(fd, request->data, request->data_size, (off_t)in->offset);
+    struct iovec data = {(void *)(uintptr_t)request->data, request->data_size};
+    return pwritev2(fd, &data, 1, (off_t)in->offset, in->flags & O_APPEND ? RWF_APPEND : 0);
+}
+
 void op_write(struct worker *worker, const struct request *request) {
     const struct fuse_write_in *in = request->argument;
     int fd = handle_descriptor(worker->mirror, in->fh, true);
     int error = fd < 0 ? -fd : become_writer_of(worker, request);
-    struct iovec data = {(void *)(uintptr_t)request->data, request->data_size};
-    int flags = in->flags & O_APPEND ? RWF_APPEND : 0;
-    ssize_t done = error ? 0 : pwritev2(fd, &data, 1, (off_t)in->offset, flags);
+    ssize_t done = error ? 0 : write_data(fd, request);
     if (!error && done < 0) error = errno;
     become_server(worker);
     if (error) reply_result(worker, request, error);
@@ -345,9 +365,8 @@ void op_release(struct worker *worker, const struct request *request) {
 
 void op_fsync(struct worker *worker, const struct request *request) {
     const struct fuse_fsync_in *in = request->argument;
-    int fd = handle_descriptor(worker->mirror, in->fh, false);
-    int failed = fd < 0 ? 0 : in->fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(fd) : fsync(fd);
-    reply_result(worker, request, fd < 0 ? -fd : failed ? errno : 0);
+    bool data_only = in->fsync_flags & FUSE_FSYNC_FDATASYNC;
+    reply_result(worker, request, writeback_sync(worker->mirror, file_of(in->fh), data_only));
 }
 
 void op_fallocate(struct worker *worker, const struct request *request) {

@@ -12,6 +12,7 @@ void mirror_free(struct mirror *mirror) {
     inodes_destroy(mirror);
     questions_destroy(mirror);
     backing_destroy(mirror);
+    writeback_destroy(mirror);
     tree_destroy(mirror);
     locks_destroy(mirror);
     pthread_mutex_destroy(&mirror->reading);
@@ -81,6 +82,7 @@ int mirror_new(struct mirror **made, int source, int device, int channel, struct
     int error = !opened || sem_init(&mirror->begun, 0, 0) ? -errno : -pthread_mutex_init(&mirror->reading, NULL);
     if (!error) error = locks_init(mirror);
     if (!error) error = tree_init(mirror);
+    if (!error) error = writeback_init(mirror);
     if (!error) error = backing_init(mirror);
     if (!error) error = inodes_init(mirror);
     if (!error) error = questions_init(mirror, channel);

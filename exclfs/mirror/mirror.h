@@ -11,6 +11,7 @@
  *   locks        the stripes that make removals and trylocks linearisable
  *   tree         what reaches below a directory: the tree lock, coverage, ancestors
  *   questions    requests that wait for a verdict of the policy
+ *   writeback    what did not reach the disk, told once to each
  *   opens        which processes have an inode open, where that counts against removals
  *   paths        a path below the root, looked up as somebody else
  *   identity     an inode told apart from every other, across restarts
@@ -192,6 +193,18 @@ struct order {
 
 struct question;
 
+/* Inodes of which something could not be written back, the last ones: under the lock. */
+enum { FAILURES = 64 };
+struct failures {
+    pthread_mutex_t lock;
+    atomic_uint failures; /* their number so far */
+    struct failure {
+        struct key key;
+        unsigned number;
+        int error;
+    } last[FAILURES];
+};
+
 enum { LATENCIES = 124 }; /* buckets of microseconds: 0 to 3 each, from there on four to an octave of 32 bits */
 
 struct questions {
@@ -235,6 +248,7 @@ struct mirror {
     } budget;
     atomic_uint opens; /* descriptors of open files and directories */
 
+    struct failures writeback;
     struct questions questions;
     atomic_bool handles; /* file handles of the root device can be opened */
     bool flushes;        /* closing a file does something on the root device's filesystem */
@@ -497,12 +511,19 @@ struct open_file {
     struct manner how;
     atomic_int fd; /* -1 for passthrough, until something needs one */
     bool passthrough;
+    atomic_uint failures_told;        /* of the mirror's failures to write back, how many it knows of */
     struct opener opener;             /* under the io lock of the inode, as the next two */
     struct open_file *next, **before; /* among the inode's opens */
 };
 static inline struct open_file *file_of(uint64_t fh) { return (struct open_file *)(uintptr_t)fh; }
 pthread_mutex_t *io_lock(struct mirror *mirror, const struct inode *inode);
 bool is_open(struct mirror *mirror, const struct inode *inode);
+
+/* writeback.c */
+int writeback_init(struct mirror *mirror); /* 0 or -errno */
+void writeback_destroy(struct mirror *mirror);
+void writeback_opened(struct mirror *mirror, struct open_file *file);
+int writeback_sync(struct mirror *mirror, struct open_file *file, bool data_only); /* fsync: 0 or errno */
 
 /* shared by operations */
 void fill_attr(const struct mirror *mirror, const struct statx *from, struct fuse_attr *to);
