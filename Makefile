@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-holding bench-why clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-report bench-check bench-holding bench-syscalls bench-why clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -77,11 +77,23 @@ stress: .venv/.exclfs-dev ## 100,000 contested rounds of each kind of removal, a
 hold-open-rounds: .venv/.exclfs ## a million rounds each that a closed file must never refuse; needs root
 	@$(BIN)/python scripts/hold_open_rounds.py $(ARGS)
 
-bench: .venv/.exclfs ## exclfs beside bindfs and others, as ratios; needs root; make bench ARGS='--quick --on /dev/shm'
-	@$(BIN)/python benchmarks/compare.py $(ARGS)
+bench: .venv/.exclfs ## exclfs beside bindfs and others, as ratios; QUICK=1: under three minutes; needs root
+	@mkdir -p .bench
+	@$(BIN)/python benchmarks/compare.py $(if $(QUICK),--quick) --json .bench/last.json $(ARGS)
+
+bench-report: .venv/.exclfs ## write docs/performance.md and its plots from the last make bench
+	@$(BIN)/python benchmarks/report.py .bench/last.json
+
+bench-check: .venv/.exclfs ## say which row has become slower since benchmarks/accepted.json; NEW=FILE: without measuring
+	@mkdir -p .bench
+	@$(if $(NEW),,$(BIN)/python benchmarks/compare.py --quick --rounds 5 --group metadata --group data --json .bench/check.json $(ARGS))
+	@$(BIN)/python benchmarks/check.py $(or $(NEW),.bench/check.json)
 
 bench-holding: .venv/.exclfs ## what holding costs, its holder and everybody else; needs root; the same ARGS
 	@$(BIN)/python benchmarks/holding.py $(ARGS)
+
+bench-syscalls: .venv/.exclfs ## system calls of the server for each operation, beside its peers; needs root and strace
+	@$(BIN)/python benchmarks/syscalls.py $(ARGS)
 
 bench-why: .venv/.exclfs ## how long `exclfs why` takes beside fuser and lsof; needs root
 	@$(BIN)/python benchmarks/why.py $(ARGS)

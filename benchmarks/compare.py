@@ -1,121 +1,129 @@
-"""Compares exclfs with its peers and with the backing tree: every row, in turn, in one run.
+"""Compares exclfs with its peers and with the backing tree, in one run, and writes down all that was measured.
 
-    python benchmarks/compare.py [--rounds N] [--quick] [--on DIR] [--json FILE] [--only WORD]
+    python benchmarks/compare.py [--quick] [--rounds N] [--on NAME]… [--group NAME]… [--only WORD] [--peer NAME]…
+                                 [--files N] [--json FILE] [--report]
 
-A round measures a row on every filesystem, one after the other and in a changing order, so that a slow minute of the
-machine hits all alike.
-What is told is the median over the rounds, as a ratio to the backing tree and to bindfs of the same round: absolute
-times of a shared machine mean little.
+What is told is the median over the rounds, as a ratio within the same round: absolute times of a shared machine mean
+little (rounds.py). --report writes docs/performance.md and its plots anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
-import shutil
-import statistics
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import TYPE_CHECKING, Final
 
-from peers import Peer, available, cpu_seconds, versions
+import holding
+import latencies
+import own
+import report
+import work
+from backings import BACKINGS
+from document import BACKING, EXCLFS, VERSION, Document, Series, dumps
+from peers import available, install, machine
 from rich.console import Console
-from rich.table import Table
-from rows import DATA, METADATA, Row
+from rounds import Course, Place, standing
+from rows import DATA, METADATA
 
-BACKING = "backing tree"
-T = TypeVar("T")
-Times = dict[str, dict[str, list[float]]]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+    from rows import Row
 
-def measure(rows: list[Row], peers: list[Peer], source: str, workspace: str, rounds: int) -> tuple[Times, Times]:
-    """Seconds per operation, and CPU seconds of the server per operation, by row and filesystem."""
-    wall: Times = {row.name: {} for row in rows}
-    cpu: Times = {row.name: {} for row in rows}
-    with ExitStack() as stack:
-        seen = {BACKING: (source, None)}
-        for number, peer in enumerate(peers):
-            mountpoint = os.path.join(workspace, f"mnt{number}")
-            seen[peer.name] = (mountpoint, stack.enter_context(peer.mounted(source, mountpoint)))
-        for turn in range(rounds):
-            for place, row in enumerate(rows):
-                for number, (name, (root, pid)) in shuffled(list(enumerate(seen.items())), f"{turn} {row.name}"):
-                    directory = f"w{turn}-{place}-{number}"  # a new name: the old one may be cached
-                    before = cpu_seconds(pid)
-                    taken = row.measure(os.path.join(source, directory), os.path.join(root, directory))
-                    used = (cpu_seconds(pid) - before) / row.count
-                    wall[row.name].setdefault(name, []).append(taken)
-                    cpu[row.name].setdefault(name, []).append(used)
-                    shutil.rmtree(os.path.join(source, directory))
-                forget()
-            print(f"round {turn + 1} of {rounds}", file=sys.stderr)
-    return wall, cpu
-
-
-def shuffled(things: list[T], seed: str) -> list[T]:
-    """The same in another order, so that nobody always follows the same: what ran before leaves the machine warm."""
-    return random.Random(seed).sample(things, len(things))
-
-
-def forget() -> None:
-    """Has the kernel forget what it knows of names and inodes: a peer may keep a descriptor open for each."""
-    with open("/proc/sys/vm/drop_caches", "w") as file:
-        file.write("2")
-
-
-def ratio(times: dict[str, list[float]], one: str, other: str) -> tuple[float, float, float]:
-    """Median, lowest and highest of the ratios, paired round by round."""
-    ratios = sorted(a / b for a, b in zip(times[one], times[other], strict=True))
-    return statistics.median(ratios), ratios[0], ratios[-1]
-
-
-def table(wall: Times, cpu: Times, names: list[str]) -> Table:
-    """One line a row: the backing tree in µs, then each filesystem as ratio to it, then exclfs against bindfs."""
-    shown = Table(title="median of the rounds; × is times the backing tree, CPU is of the server in µs per operation")
-    shown.add_column("operation")
-    shown.add_column("backing µs", justify="right")
-    for name in names:
-        shown.add_column(f"{name} ×", justify="right")
-        shown.add_column("CPU", justify="right")
-    rivals = [name for name in names if not name.startswith("exclfs")]
-    for rival in rivals:
-        shown.add_column(f"exclfs / {rival}", justify="right")
-    for row, times in wall.items():
-        cells = [row, f"{statistics.median(times[BACKING]) * 1e6:.1f}"]
-        for name in names:
-            cells += [f"{ratio(times, name, BACKING)[0]:.1f}", f"{statistics.median(cpu[row][name]) * 1e6:.0f}"]
-        for rival in rivals:
-            middle, low, high = ratio(times, "exclfs", rival)
-            cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
-        shown.add_row(*cells)
-    return shown
+GROUPS: Final = ("metadata", "data", "work", "latency", "own", "holds")
+PROCESSORS: Final = os.cpu_count() or 1
 
 
 def main() -> None:
-    """Measures, prints the table, and writes the figures as JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="three rounds")
-    parser.add_argument("--on", help="a directory of the filesystem to measure on; default: the one of $TMPDIR")
+    """Measures, prints the tables, and writes the document."""
+    arguments = parsed()
+    install()
+    before = os.getloadavg()[0]
+    series = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="exclfs-bench-") as workspace:
+        for name in arguments.on:
+            with BACKINGS[name](workspace) as source:
+                series += list(on(name, source, workspace, arguments))
+    facts = {**machine(), "load before": f"{before:.1f}", "load after": f"{os.getloadavg()[0]:.1f}"}
+    facts["minutes"] = f"{(time.monotonic() - began) / 60:.0f}"
+    document = Document(VERSION, time.strftime("%Y-%m-%d", time.gmtime()), arguments.quick, facts, series)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in report.tables(document):
+        console.print(table)
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            file.write(dumps(document))
+    if arguments.report:
+        report.write(document)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line; leaves with a line and status 5 if this is not root."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="three rounds on tmpfs, of fewer operations")
+    parser.add_argument("--rounds", type=int, help="default: 11; quick: 3")
+    parser.add_argument("--on", action="append", choices=BACKINGS, help="default: all; quick: tmpfs")
+    parser.add_argument("--group", action="append", choices=GROUPS, help="default: all")
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
+    parser.add_argument("--peer", action="append", help="only these peers; default: all that are here")
+    parser.add_argument("--files", type=int, help="for find and rm -rf; default: 1,000,000; quick: 5,000")
     parser.add_argument("--json", help="write every figure to this file")
-    parser.add_argument("--only", help="only rows whose name contains this")
+    parser.add_argument("--report", action="store_true", help="write docs/performance.md anew")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         parser.exit(5, "benchmarks/compare.py: mounting with passthrough needs root\n")
-    rows = [row for row in (*METADATA, *DATA) if arguments.only is None or arguments.only in row.name]
-    with (
-        tempfile.TemporaryDirectory(prefix="exclfs-bench-") as workspace,
-        tempfile.TemporaryDirectory(prefix="exclfs-bench-tree-", dir=arguments.on) as source,
-    ):
-        peers = available(workspace)
-        wall, cpu = measure(rows, peers, source, workspace, 3 if arguments.quick else arguments.rounds)
-    Console(width=None if sys.stdout.isatty() else 220).print(table(wall, cpu, [peer.name for peer in peers]))
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": versions(), "wall": wall, "cpu": cpu}, file, indent=1)
+    quick = arguments.quick
+    arguments.rounds = arguments.rounds or (3 if quick else 11)
+    arguments.on = arguments.on or (["tmpfs"] if quick else list(BACKINGS))
+    arguments.group = arguments.group or list(GROUPS)
+    arguments.files = arguments.files or (5_000 if quick else 1_000_000)
+    return arguments
+
+
+def on(backing: str, source: str, workspace: str, arguments: argparse.Namespace) -> Iterator[Series]:
+    """Everything on one filesystem."""
+    quick, rounds, groups = arguments.quick, arguments.rounds, arguments.group
+    half = max(rounds // 2, 1)
+    places = {BACKING: Place(source)}
+    with ExitStack() as stack:
+        for number, peer in enumerate(available()):
+            if arguments.peer and peer.name not in arguments.peer:
+                continue
+            mountpoint = os.path.join(workspace, f"{backing}{number}")
+            places[peer.name] = Place(mountpoint, stack.enter_context(peer.mounted(source, mountpoint)))
+
+        def course(group: str, rounds: int = rounds) -> Course:
+            return Course(group, backing, source, standing(places), rounds)
+
+        def chosen(rows: Iterator[Row] | tuple[Row, ...]) -> list[Row]:
+            found = [row for row in rows if arguments.only in row.name]
+            slow = backing != "tmpfs"
+            return [row.shorter((4 if quick else 1) * (10 if slow and row.disk else 1)) for row in found]
+
+        if "metadata" in groups:
+            for clients in (1, PROCESSORS) if quick else (1, PROCESSORS, 2 * PROCESSORS):
+                yield from course("metadata").measure(chosen(METADATA), clients)
+        if "data" in groups:
+            yield from course("data").measure(chosen(DATA))
+        if "work" in groups:
+            found = [row for row in work.rows(arguments.files) if arguments.only in row.name]
+            many = [row for row in found if row.count == arguments.files]
+            rest = [row for row in found if row not in many and not (quick and row.name not in work.QUICK)]
+            yield from course("work", half).measure(rest)
+            yield from course("work", 1).measure(many)
+        if "latency" in groups:
+            ours = {name: places[name] for name in (BACKING, EXCLFS)}
+            yield from latencies.measure(backing, source, ours, half, 200 if quick else 1000)
+        if "own" in groups:
+            yield from own.measure(backing, source, places[EXCLFS], half, 100 if quick else 500)
+    if "holds" in groups and backing == "tmpfs":
+        numbers = (1_000,) if quick else (1_000, 100_000)
+        yield from holding.measured(backing, source, workspace, half if quick else rounds, numbers, quick)
 
 
 if __name__ == "__main__":
