@@ -24,6 +24,14 @@ def threads(pid: int) -> list[int]:
         return []
 
 
+def process_of(thread: int) -> int:
+    """The process that a thread is of; the thread itself if it is gone."""
+    for line in (_read(f"/proc/{thread}/status") or b"").splitlines():
+        if line.startswith(b"Tgid:"):
+            return int(line.split()[1])
+    return thread
+
+
 def children(pid: int) -> list[int]:
     """The processes whose parent it is, those that have exited and are not waited for among them."""
     found: list[int] = []
