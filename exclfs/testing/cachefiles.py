@@ -50,8 +50,8 @@ class Cache:
 
     Args:
         root: its directory, in an exclfs mount; what is missing in it is made.
-        gone: what culling a name that is not there fails with: ENOENT up to Linux 6.17, ESTALE after; a culler has to
-            take both.
+        gone: what culling a name that is not there fails with: ENOENT at first, ESTALE since the kernel looks it up by
+            start_removing(); a culler has to take both.
         forgets_to_unmark: as before commit ea5dc046127e: an object whose look-up fails after it was marked stays in
             use, for everybody and for as long as the mount lasts.
 

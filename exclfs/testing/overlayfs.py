@@ -43,7 +43,7 @@ class Overlay:
         lower: the lower layers, the topmost first.
         upper: the upper directory; None, as `work` then: a read-only overlay, which takes nothing.
         work: the work directory.
-        index: whether a layer that is in use is an error, EBUSY, or a warning.
+        index: whether a layer that is in use is an error, EBUSY, or a warning. Without `upper` it is a warning.
         subtree: whether upper and work are claimed with all that is below.
         name: of the mount, for whoever meets its holds; by default "overlayfs-" and a number.
     """
@@ -67,7 +67,7 @@ class Overlay:
         self.work: Final = None if work is None else Path(work)
         self.warnings: list[str] = []
         """What the kernel would have written to its log, and gone on."""
-        self._index = index
+        self._index = index and upper is not None  # "useless in a non-upper mount, ignore"
         self._flag = Flags.EXCL_SUBTREE if subtree else Flags.EXCL_INUSE
         self._name = name or f"overlayfs-{next(_numbers)}"
         self._client: Client | None = None

@@ -67,7 +67,6 @@ SECOND: list[Callable[[Path], dict[str, Any]]] = [
     lambda tree: layers(tree, "two", lower=[tree / "base", tree / "one/work"]),
     lambda tree: layers(tree, "two", lower=[tree / "one/upper/sub"]),
     lambda tree: layers(tree, "two", upper=tree / "one/upper/sub"),
-    lambda tree: {"lower": [tree / "one/upper", tree / "base"]},
 ]
 
 
@@ -84,6 +83,11 @@ def test_without_index_it_is_a_warning(tree: Path, second: Callable[[Path], dict
         assert len(two.warnings) == 1
         assert "undefined behavior" in two.warnings[0]
     assert held(tree) == set()
+
+
+def test_index_is_ignored_without_an_upper_directory(tree: Path) -> None:
+    with Overlay(**layers(tree, "one")), Overlay(lower=[tree / "one/upper", tree / "base"], index=True) as two:
+        assert len(two.warnings) == 1
 
 
 def test_what_another_has_stays_his_when_the_second_is_unmounted(tree: Path) -> None:
