@@ -77,6 +77,11 @@ stress: .venv/.exclfs-dev ## 100,000 contested rounds of each kind of removal, a
 hold-open-rounds: .venv/.exclfs ## a million rounds each that a closed file must never refuse; needs root
 	@$(BIN)/python scripts/hold_open_rounds.py $(ARGS)
 
+# Trees on tmpfs and on loop devices of images there; some 6 GiB of memory at a time.
+scale: .venv/.exclfs-dev ## tests/scale with a million files, and what they took; needs root, SCALE_ON=DIR with room
+	@EXCLFS_SCALE=full PYTEST_DEBUG_TEMPROOT=$(or $(SCALE_ON),/dev/shm) nice -n 10 \
+	    $(BIN)/pytest -q --timeout=3600 tests/scale $(ARGS)
+
 bench: .venv/.exclfs ## exclfs beside bindfs and others, as ratios; QUICK=1: under three minutes; needs root
 	@mkdir -p .bench
 	@$(BIN)/python benchmarks/compare.py $(if $(QUICK),--quick) --json .bench/last.json $(ARGS)

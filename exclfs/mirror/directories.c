@@ -1,37 +1,24 @@
 /*
- * Directories: listing them.
+ * Directories: opening and listing them.
  *
- * The offset of an entry is the backing filesystem's own (d_off), so telldir and seekdir mean what they mean there,
- * and a listing that goes on while others create and delete sees each stable entry exactly once.
+ * The offset of an entry is the backing filesystem's own (d_off; listing.c has the exception), so telldir and seekdir
+ * mean what they mean there, and a listing that goes on while others create and delete sees each stable entry exactly
+ * once.
  */
 #include "mirror.h"
 
 #include <dirent.h>
-#include <sys/syscall.h>
-
-enum { DENTS_MAX = 32 << 10 };
-
-struct linux_dirent64 { /* getdents64(2) */
-    uint64_t d_ino;
-    int64_t d_off;
-    unsigned short d_reclen;
-    unsigned char d_type;
-    char d_name[];
-};
 
 struct open_directory {
     struct inode *inode;
     pthread_mutex_t lock;
-    int fd;
-    uint64_t offset; /* of the entry that comes next */
-    size_t at, end;  /* what of the buffer is still to be told */
-    char entries[DENTS_MAX] __attribute__((aligned(8)));
+    struct listing listing;
 };
 
 static struct open_directory *directory_of(uint64_t fh) { return (struct open_directory *)(uintptr_t)fh; }
 
 static void directory_free(struct mirror *mirror, struct open_directory *directory) {
-    close(directory->fd);
+    listing_end(&directory->listing);
     open_closed(mirror);
     pthread_mutex_destroy(&directory->lock);
     inode_put(mirror, directory->inode);
@@ -55,36 +42,22 @@ void op_opendir(struct worker *worker, const struct request *request) {
         return;
     }
     directory->inode = inode;
-    directory->fd = fd;
-    directory->offset = directory->at = directory->end = 0;
+    listing_begin(&directory->listing, fd);
     pthread_mutex_init(&directory->lock, NULL);
     struct exclfs_open_out out = {.fh = (uint64_t)(uintptr_t)directory};
     if (reply(worker, request->header->unique, &out, sizeof out)) directory_free(mirror, directory);
 }
 
-/* The entry at the directory's offset, NULL at the end; -errno in *error. */
-static struct linux_dirent64 *next_entry(struct open_directory *directory, int *error) {
-    *error = 0;
-    if (directory->at >= directory->end) {
-        long size = syscall(SYS_getdents64, directory->fd, directory->entries, DENTS_MAX);
-        if (size < 0) *error = -errno;
-        if (size <= 0) return NULL;
-        directory->at = 0;
-        directory->end = (size_t)size;
-    }
-    return (struct linux_dirent64 *)(directory->entries + directory->at);
-}
-
 static unsigned char type_of(struct open_directory *directory, const struct linux_dirent64 *entry) {
     if (entry->d_type != DT_UNKNOWN) return entry->d_type;
     struct statx attributes;
-    return stat_at(directory->fd, entry->d_name, &attributes) ? DT_UNKNOWN : IFTODT(attributes.stx_mode);
+    return stat_at(directory->listing.fd, entry->d_name, &attributes) ? DT_UNKNOWN : IFTODT(attributes.stx_mode);
 }
 
 static void put_name(const struct worker *worker, struct open_directory *directory, struct fuse_dirent *to,
-                     const struct linux_dirent64 *entry, size_t length) {
+                     const struct linux_dirent64 *entry, size_t length, uint64_t offset) {
     to->ino = shown_ino(worker->mirror, directory->inode->key.dev, entry->d_ino);
-    to->off = (uint64_t)entry->d_off;
+    to->off = offset;
     to->namelen = (uint32_t)length;
     to->type = type_of(directory, entry);
     memcpy(to->name, entry->d_name, length);
@@ -98,8 +71,8 @@ static void put_inode(struct worker *worker, struct open_directory *directory, s
     to->entry_out = (struct fuse_entry_out){0};
     if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) return;
     struct statx attributes;
-    if (stat_at(directory->fd, name, &attributes)) return;
-    struct inode *inode = inode_seen(worker->mirror, directory->inode, name, directory->fd, &attributes, 1);
+    if (stat_at(directory->listing.fd, name, &attributes)) return;
+    struct inode *inode = inode_seen(worker->mirror, directory->inode, name, directory->listing.fd, &attributes, 1);
     if (inode == NULL) return;
     fill_entry(worker->mirror, inode, &attributes, &to->entry_out);
     inode_put(worker->mirror, inode);
@@ -117,29 +90,25 @@ static void list(struct worker *worker, const struct request *request, bool plus
     const struct fuse_read_in *in = request->argument;
     struct open_directory *directory = directory_of(in->fh);
     size_t room = in->size < BODY_MAX ? in->size : BODY_MAX, used = 0;
-    int error = 0;
 
     pthread_mutex_lock(&directory->lock);
-    if (in->offset != directory->offset) {
-        if (lseek(directory->fd, (off_t)in->offset, SEEK_SET) < 0) error = -errno;
-        directory->offset = in->offset;
-        directory->at = directory->end = 0;
-    }
-    struct linux_dirent64 *entry;
-    while (!error && (entry = next_entry(directory, &error)) != NULL) {
+    struct listing *listing = &directory->listing;
+    int error = listing_seek(listing, in->offset);
+    const struct linux_dirent64 *entry;
+    while (!error && (entry = listing_next(listing, &error)) != NULL) {
         size_t length = strlen(entry->d_name);
         size_t size = FUSE_REC_ALIGN((plus ? FUSE_NAME_OFFSET_DIRENTPLUS : FUSE_NAME_OFFSET) + length);
         if (length > NAME_MAX || size > room - used) break;
         memset(worker->out + used, 0, size);
+        uint64_t offset = listing_offset(listing, entry);
         if (plus) {
             struct fuse_direntplus *to = (struct fuse_direntplus *)(worker->out + used);
-            put_name(worker, directory, &to->dirent, entry, length);
+            put_name(worker, directory, &to->dirent, entry, length, offset);
             put_inode(worker, directory, to);
         } else
-            put_name(worker, directory, (struct fuse_dirent *)(worker->out + used), entry, length);
+            put_name(worker, directory, (struct fuse_dirent *)(worker->out + used), entry, length, offset);
         used += size;
-        directory->at += entry->d_reclen;
-        directory->offset = (uint64_t)entry->d_off;
+        listing_take(listing, entry, offset);
     }
     pthread_mutex_unlock(&directory->lock);
 
@@ -159,7 +128,7 @@ void op_releasedir(struct worker *worker, const struct request *request) {
 
 void op_fsyncdir(struct worker *worker, const struct request *request) {
     const struct fuse_fsync_in *in = request->argument;
-    int fd = directory_of(in->fh)->fd;
+    int fd = directory_of(in->fh)->listing.fd;
     int failed = in->fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(fd) : fsync(fd);
     reply_error(worker, request->header->unique, failed ? errno : 0);
 }

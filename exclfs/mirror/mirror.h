@@ -6,6 +6,7 @@
  *   request      a message of the kernel, taken apart and checked
  *   operations   which function answers which opcode
  *   entries attributes xattrs files directories removals    the operations
+ *   listing      the entries of an open directory, from any of them
  *   inodes       the table: every inode that the kernel knows or that is held
  *   backing      a descriptor for an inode, from a budget; identity verified
  *   locks        the stripes that make removals and trylocks linearisable
@@ -499,6 +500,33 @@ void op_setxattr(struct worker *, const struct request *);
 void op_getxattr(struct worker *, const struct request *);
 void op_listxattr(struct worker *, const struct request *);
 void op_removexattr(struct worker *, const struct request *);
+
+/* listing.c */
+struct linux_dirent64 { /* getdents64(2) */
+    uint64_t d_ino;
+    int64_t d_off;
+    unsigned short d_reclen;
+    unsigned char d_type;
+    char d_name[];
+};
+enum { LISTING_MAX = 32 << 10 };
+struct listing {
+    int fd;
+    uint64_t offset;        /* of the entry that comes next, as the kernel is told */
+    uint64_t position;      /* the same, as the filesystem tells */
+    uint64_t buffer_begins; /* the position of the first entry in the buffer */
+    struct statx_timestamp changed; /* of the directory, before the buffer was read */
+    size_t at, end;         /* what of the buffer is still to be told */
+    struct stuck *stuck;
+    size_t stuck_count;
+    char entries[LISTING_MAX] __attribute__((aligned(8)));
+};
+void listing_begin(struct listing *listing, int fd); /* takes the descriptor */
+void listing_end(struct listing *listing);
+int listing_seek(struct listing *listing, uint64_t offset); /* 0 or -errno */
+const struct linux_dirent64 *listing_next(struct listing *listing, int *error); /* NULL at the end; -errno in *error */
+uint64_t listing_offset(struct listing *listing, const struct linux_dirent64 *entry); /* for what comes next */
+void listing_take(struct listing *listing, const struct linux_dirent64 *entry, uint64_t offset); /* it is told */
 
 /* An open file: its number for the kernel is where it lies. */
 struct manner {
