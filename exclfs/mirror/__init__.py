@@ -16,6 +16,7 @@ from exclfs.holds.errors import Gone
 from exclfs.holds.hold import Inode
 from exclfs.holds.mode import OpenFiles
 from exclfs.mirror import _mirror
+from exclfs.mirror.sightings import Sightings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +94,7 @@ class Mirror:
         privileged: whether this is root: may act as the requester, may open by file handle.
         hold_open: whose open files count against removals by other processes.
         opens: how many descriptors open files and directories may have; 0 if only the system limits them.
+        gates: requests can be stopped; see `sightings`.
 
     Raises:
         OSError: the system refused what the mirror needs.
@@ -114,6 +116,7 @@ class Mirror:
         privileged: bool,
         hold_open: OpenFiles = OpenFiles.NONE,
         opens: int = 0,
+        gates: bool = False,
     ) -> None:
         self.descriptor_budget: Final = descriptors
         self._mirror = _mirror.Mirror(
@@ -130,7 +133,9 @@ class Mirror:
             privileged=privileged,
             hold_open=list(OpenFiles).index(hold_open),
             opens=opens,
+            gates=gates,
         )
+        self.sightings: Final = Sightings(self._mirror)
 
     def start(self) -> None:
         """Begins to serve. The process must have opened all it will need: other threads run from here on."""

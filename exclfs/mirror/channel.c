@@ -27,6 +27,7 @@ static bool once_more(const struct mirror *mirror) {
 }
 
 int reply(struct worker *worker, uint64_t unique, const void *body, size_t size) {
+    if (worker->sighting != NULL && gates_withhold(worker, 0, body, size)) return 0;
     struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .error = 0, .unique = unique};
     struct iovec parts[2] = {{&header, sizeof header}, {(void *)(uintptr_t)body, size}};
     for (;;) {
@@ -36,6 +37,7 @@ int reply(struct worker *worker, uint64_t unique, const void *body, size_t size)
 }
 
 void reply_error(struct worker *worker, uint64_t unique, int error) {
+    if (worker->sighting != NULL && gates_withhold(worker, error, NULL, 0)) return;
     struct fuse_out_header header = {.len = sizeof header, .error = -error, .unique = unique};
     while (write(worker->mirror->device, &header, sizeof header) < 0 && once_more(worker->mirror)) {}
 }
@@ -172,6 +174,7 @@ int channel_start(struct mirror *mirror) {
     int error = pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: other signals are the policy's */
     if (error) return -error;
     error = questions_start(mirror);
+    if (!error) error = gates_start(mirror);
     mirror->threads = calloc(mirror->settings.threads, sizeof *mirror->threads);
     if (!error && mirror->threads == NULL) error = -ENOMEM;
     atomic_store(&mirror->workers_left, mirror->settings.threads);
@@ -180,7 +183,7 @@ int channel_start(struct mirror *mirror) {
         if (!error) mirror->workers++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    unsigned beginning = mirror->workers + (mirror->questions.running ? 1 : 0);
+    unsigned beginning = mirror->workers + (mirror->questions.running ? 1 : 0) + (mirror->gates.running ? 1 : 0);
     while (beginning > 0)
         if (sem_wait(&mirror->begun) == 0) beginning--;
     return error ? error : atomic_load(&mirror->begin_error);

@@ -11,6 +11,7 @@
 void mirror_free(struct mirror *mirror) {
     inodes_destroy(mirror);
     questions_destroy(mirror);
+    gates_destroy(mirror);
     backing_destroy(mirror);
     writeback_destroy(mirror);
     tree_destroy(mirror);
@@ -74,7 +75,7 @@ int mirror_new(struct mirror **made, int source, int device, int channel, struct
     mirror->source = source;
     mirror->device = device;
     atomic_store(&mirror->passthrough, settings.passthrough);
-    mirror->questions.wake = -1;
+    mirror->questions.wake = mirror->gates.news = -1;
     mirror->finished = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     mirror->proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -86,6 +87,7 @@ int mirror_new(struct mirror **made, int source, int device, int channel, struct
     if (!error) error = backing_init(mirror);
     if (!error) error = inodes_init(mirror);
     if (!error) error = questions_init(mirror, channel);
+    if (!error) error = gates_init(mirror);
     if (!error) error = mirror_root(mirror);
     if (error) mirror_free(mirror);
     else *made = mirror;

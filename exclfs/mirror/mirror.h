@@ -13,6 +13,7 @@
  *   tree         what reaches below a directory: the tree lock, coverage, ancestors
  *   questions    requests that wait for a verdict of the policy
  *   writeback    what did not reach the disk, told once to each
+ *   gates        requests that are stopped before or after they are served, for tests
  *   opens        which processes have an inode open, where that counts against removals
  *   paths        a path below the root, looked up as somebody else
  *   identity     an inode told apart from every other, across restarts
@@ -20,7 +21,7 @@
  *   module       the Python face
  *
  * Order of locks, outermost first: tree lock > stripe, by address > moving > io lock > key shard > nodeid shard > place lock >
- * budget. None is held while a request waits for a verdict.
+ * budget. The gates' lock is taken alone. None is held while a request waits for a verdict, or stands at a gate.
  */
 #ifndef EXCLFS_MIRROR_H
 #define EXCLFS_MIRROR_H
@@ -179,6 +180,7 @@ struct settings {
     bool ask_always;
     bool privileged; /* root: may act as the requester, may open by handle */
     enum open_files hold_open; /* whose open files count against removals */
+    bool gates; /* requests can be stopped */
 };
 
 enum counter {
@@ -219,6 +221,24 @@ struct questions {
     atomic_ulong latencies[LATENCIES]; /* how many verdicts took how long */
 };
 
+struct sighting;
+struct gate_news;
+
+struct gates {
+    _Atomic uint64_t watched;       /* a bit for each opcode that is looked at in any way */
+    _Atomic uint64_t before, after; /* those that stop; changed under the lock */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct sighting *standing;         /* let go by number */
+    struct sighting *gone, *last_gone; /* let go, for the thread to carry out */
+    struct gate_news *first, *last;    /* not taken yet */
+    unsigned done;                     /* of these, how many are not of stops */
+    unsigned long numbers, untold;
+    int news; /* eventfd: there are some */
+    pthread_t thread;
+    bool running, stopping;
+};
+
 struct mirror {
     struct settings settings;
     int device;       /* /dev/fuse */
@@ -251,6 +271,7 @@ struct mirror {
 
     struct failures writeback;
     struct questions questions;
+    struct gates gates;
     atomic_bool handles; /* file handles of the root device can be opened */
     bool flushes;        /* closing a file does something on the root device's filesystem */
     atomic_bool passthrough;
@@ -271,6 +292,7 @@ struct worker {
     uid_t own_uid;
     gid_t own_gid;
     struct question *verdict; /* PROCEED of this question is being carried out, or NULL */
+    struct sighting *sighting; /* of the request at work, if it is watched; goes with its reply or its question */
 };
 
 /* mirror.c */
@@ -407,6 +429,7 @@ struct question {
     bool frozen; /* the words of `tested` are locked until this is answered */
     unsigned rounds;
     unsigned long tree; /* the generation of the tree when it was asked */
+    struct sighting *sighting; /* of the request, if it is watched */
     struct tested tested[TESTED_MAX];
     size_t packet_size, message_size;
     char *packet;   /* what goes up */
@@ -422,6 +445,34 @@ bool questions_await(struct mirror *mirror, uint32_t pid);
 void ask_removal(struct worker *worker, const struct request *request, const struct tested tested[TESTED_MAX],
                  unsigned long tree, const char *path, const char *second_path);
 void ask_xattr(struct worker *worker, const struct request *request);
+
+/* gates.c */
+enum gate_event { GATE_BEFORE, GATE_AFTER, GATE_DONE };
+struct gate_news {
+    struct gate_news *next;
+    enum gate_event event;
+    uint64_t number; /* of the sighting; 0 if it never stopped */
+    uint32_t opcode, pid, uid;
+    int error;          /* how it was done: an errno, or 0 */
+    const char *second; /* path, in `paths`, or NULL */
+    char paths[];       /* below the root */
+};
+int gates_init(struct mirror *mirror);
+int gates_start(struct mirror *mirror);
+void gates_stop(struct mirror *mirror);
+void gates_destroy(struct mirror *mirror);
+/* Sees a request whose opcode is watched. True: it has been stopped, or answered. */
+bool gates_meet(struct worker *worker, const struct request *request);
+/* The reply of the request that the worker's sighting is of. True: it is withheld. */
+bool gates_withhold(struct worker *worker, int error, const void *body, size_t size);
+void gates_interrupt(struct mirror *mirror, const struct request *request);
+void sighting_drop(struct sighting *sighting); /* nobody will answer its request any more; it may be NULL */
+/* Which opcodes stop before and after, and of which is told when they are done; a bit for each. */
+void gates_watch(struct mirror *mirror, uint64_t before, uint64_t after, uint64_t told);
+int gates_let_go(struct mirror *mirror, uint64_t number, int answer); /* 0, -ENOENT, -EINVAL: not after this */
+void gates_open(struct mirror *mirror); /* nothing is watched, and all that stand are let go */
+/* What has happened, to be freed one by one; `untold` of what was done was dropped before that. */
+struct gate_news *gates_news(struct mirror *mirror, unsigned long *untold);
 
 /* requester.c */
 int requester_begin(struct worker *worker); /* prepares a thread; 0 or -errno */

@@ -5,28 +5,12 @@
  * that are at work before it frees what they work on. Errors are OSError with the errno; exclfs/mirror/__init__.py
  * makes them typed.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include "mirror.h"
+#include "module.h"
 
 #include <sys/mount.h>
 #include <sys/prctl.h>
 
-typedef struct {
-    PyObject_HEAD
-    struct mirror *mirror;
-    unsigned calls; /* that are at work in the mirror without the interpreter's lock, under which this is counted */
-} MirrorObject;
-
-#define BEGIN_WORK(self) \
-    (self)->calls++;     \
-    Py_BEGIN_ALLOW_THREADS
-#define END_WORK(self)   \
-    Py_END_ALLOW_THREADS \
-    (self)->calls--;
-
-static PyObject *os_error(int error) {
+PyObject *os_error(int error) {
     errno = error < 0 ? -error : error;
     return PyErr_SetFromErrno(PyExc_OSError);
 }
@@ -36,21 +20,22 @@ static PyObject *os_error(int error) {
 static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout", "decision_timeout",
                             "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open",
-                            "opens",       NULL};
-    int source, device, channel, passthrough, ask_always, privileged, hold_open;
+                            "opens",       "gates",       NULL};
+    int source, device, channel, passthrough, ask_always, privileged, hold_open, gates;
     struct settings settings;
     if (self->mirror != NULL) {
         PyErr_SetString(PyExc_ValueError, "a mirror is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppiI", names, &source, &device, &channel,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppiIp", names, &source, &device, &channel,
                                      &settings.entry_timeout, &settings.attr_timeout, &settings.decision_timeout,
                                      &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged,
-                                     &hold_open, &settings.opens))
+                                     &hold_open, &settings.opens, &gates))
         return -1;
     settings.passthrough = passthrough;
     settings.ask_always = ask_always;
     settings.privileged = privileged;
+    settings.gates = gates;
     settings.hold_open = (enum open_files)hold_open;
     int error = mirror_new(&self->mirror, source, device, channel, settings);
     if (error) {
@@ -66,6 +51,7 @@ static void end(MirrorObject *self) {
     if (mirror == NULL) return;
     Py_BEGIN_ALLOW_THREADS
     channel_stop(mirror);
+    gates_stop(mirror);
     questions_stop(mirror); /* thaws the words that a call may be waiting for */
     Py_END_ALLOW_THREADS
     while (self->calls > 0) {
@@ -81,7 +67,7 @@ static void Mirror_dealloc(MirrorObject *self) {
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static struct mirror *running(MirrorObject *self) {
+struct mirror *running(MirrorObject *self) {
     if (self->mirror != NULL) return self->mirror;
     PyErr_SetString(PyExc_ValueError, "the mirror has been stopped");
     return NULL;
@@ -486,6 +472,11 @@ static PyMethodDef Mirror_methods[] = {
     {"counters", (PyCFunction)Mirror_counters, METH_NOARGS, NULL},
     {"latencies", (PyCFunction)Mirror_latencies, METH_NOARGS, NULL},
     {"awaits", (PyCFunction)Mirror_awaits, METH_O, NULL},
+    {"watch", (PyCFunction)Mirror_watch, METH_VARARGS, NULL},
+    {"let_go", (PyCFunction)Mirror_let_go, METH_VARARGS, NULL},
+    {"open_gates", (PyCFunction)Mirror_open_gates, METH_NOARGS, NULL},
+    {"sightings", (PyCFunction)Mirror_sightings, METH_NOARGS, NULL},
+    {"sighted", (PyCFunction)Mirror_sighted, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

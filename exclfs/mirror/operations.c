@@ -59,14 +59,20 @@ void serve(struct worker *worker, const struct request *request) {
     case FUSE_DESTROY:
         reply_error(worker, request->header->unique, 0);
         return;
-    case FUSE_INTERRUPT: /* no operation waits for anything but the backing filesystem or a verdict */
+    case FUSE_INTERRUPT: /* no operation waits for anything but the backing filesystem, a verdict or a gate */
+        gates_interrupt(worker->mirror, request);
         return;
     }
     if (opcode >= sizeof operations / sizeof *operations || operations[opcode].serve == NULL) {
         reply_error(worker, request->header->unique, ENOSYS);
         return;
     }
-    if (worker->verdict == NULL) count(worker->mirror, operations[opcode].counter);
+    struct mirror *mirror = worker->mirror;
+    if (worker->verdict == NULL && worker->sighting == NULL) { /* it has only come */
+        count(mirror, operations[opcode].counter);
+        bool watched = atomic_load_explicit(&mirror->gates.watched, memory_order_relaxed) >> opcode & 1;
+        if (watched && gates_meet(worker, request)) return;
+    }
     operations[opcode].serve(worker, request);
     become_server(worker);
 }

@@ -44,6 +44,7 @@ static void question_free(struct mirror *mirror, struct question *question) {
         if (question->frozen) word_thaw(mirror, inode);
         inode_put(mirror, inode);
     }
+    sighting_drop(question->sighting);
     free(question->packet);
     free(question);
 }
@@ -62,6 +63,8 @@ static void ask(struct worker *worker, struct question *question) {
     struct mirror *mirror = worker->mirror;
     struct questions *questions = &mirror->questions;
     count(mirror, C_ASKED);
+    question->sighting = worker->sighting;
+    worker->sighting = NULL;
     clock_gettime(CLOCK_MONOTONIC, &question->asked);
     question->deadline = question->asked;
     double whole = (double)(time_t)mirror->settings.decision_timeout;
@@ -207,6 +210,11 @@ static void note_latency(struct questions *questions, const struct timespec *ask
     atomic_fetch_add_explicit(&questions->latencies[bucket], 1, memory_order_relaxed);
 }
 
+static void take_sighting(struct worker *worker, struct question *question) {
+    worker->sighting = question->sighting;
+    question->sighting = NULL;
+}
+
 static void answer(struct worker *worker, const char *packet, size_t size) {
     struct mirror *mirror = worker->mirror;
     const struct fuse_out_header *header = (const struct fuse_out_header *)packet;
@@ -215,6 +223,7 @@ static void answer(struct worker *worker, const char *packet, size_t size) {
     struct question *question = take(&mirror->questions, header->unique);
     pthread_mutex_unlock(&mirror->questions.lock);
     if (question == NULL) return; /* it timed out */
+    take_sighting(worker, question);
     if (!is_xattr(question)) note_latency(&mirror->questions, &question->asked);
 
     /* The kernel takes no other errno, and would wait for ever. */
@@ -259,6 +268,7 @@ static int expire(struct worker *worker, bool gone) {
         if (question == NULL) return -1;
         if (left > 0) return left > 60000 ? 60000 : (int)left + 1;
         count(worker->mirror, C_TIMED_OUT);
+        take_sighting(worker, question);
         reply_error(worker, question->unique, EBUSY);
         question_free(worker->mirror, question);
     }
