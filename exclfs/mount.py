@@ -40,6 +40,7 @@ from exclfs.mirror.latencies import percentile
 from exclfs.options import AlreadyMounted, LogFormat, MountFailed, MountOptions
 from exclfs.services.control_server import ControlServer
 from exclfs.services.event_log import EventLog, open_log
+from exclfs.services.gates import Gates
 from exclfs.services.listener import open_control_socket
 from exclfs.services.objects import Objects
 from exclfs.services.reaper import Reaper
@@ -67,13 +68,14 @@ LAST_USERS: Final = 1.0
 _NOT_REQUESTS: Final = frozenset({"asked", "asked_again", "timed_out", "inodes", "descriptors", "passthrough"})
 
 
-def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
+def run(settled: MountOptions, *, ready: Ready, foreground: bool, parent: int | None = None) -> int:
     """Mounts, serves until the mount ends, and returns the exit code.
 
     Args:
         settled: options that exclfs.options.check has passed.
         ready: called once, when the mount serves, with what there is to say of it.
         foreground: whether stderr may be the log.
+        parent: the process that started this one, if the mount is to end when it does, however it does.
 
     Raises:
         MountFailed: it did not come to serve; nothing is left mounted.
@@ -83,7 +85,7 @@ def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, ENDING)
         try:
-            server = _build(settled, stack, foreground=foreground)
+            server = _build(settled, stack, foreground=foreground, parent=parent)
         except OSError as error:
             raise MountFailed(_worded(error)) from error
         except (channel.MountRefused, AlreadyMounted, StateFileError) as error:
@@ -95,9 +97,12 @@ def run(settled: MountOptions, *, ready: Ready, foreground: bool) -> int:
     return 0
 
 
-def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Server:
+def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool, parent: int | None) -> _Server:
     """Opens everything, mounts last, and leaves to `stack` how each is closed."""
     channel.hide_from_other_processes()
+    parent_pidfd = None if parent is None else _pidfd_of_parent(parent)
+    if parent_pidfd is not None:
+        stack.callback(os.close, parent_pidfd)
     most_open = _raise_descriptor_limit()
     budget = min(most_open // 4, MOST_DESCRIPTORS)
     log = open_log(settled.log, foreground=foreground, form=LogFormat(settled.log_format))
@@ -123,6 +128,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
             privileged=os.geteuid() == 0,
             hold_open=OpenFiles(settled.hold_open),
             opens=max((most_open - 2 * budget) // 2, 1),
+            gates=settled.gates,
         )
         stack.callback(mirror.stop)
         state = _open_state(settled, mirror)
@@ -133,7 +139,16 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool) -> _Ser
         channel.detach(settled.mountpoint)
         raise
     log.start()
-    return _Server(settled, log, mirror, questions, control, state)
+    return _Server(settled, log, mirror, questions, control, state, parent_pidfd)
+
+
+def _pidfd_of_parent(pid: int) -> int:
+    """A pidfd of the process that started this one."""
+    pidfd = os.pidfd_open(pid)
+    if os.getppid() != pid:  # it has gone, and the number may be somebody else's
+        os.close(pidfd)
+        raise ProcessLookupError(errno.ESRCH, "whoever started the server has gone")
+    return pidfd
 
 
 def _open_state(settled: MountOptions, mirror: Mirror) -> StateFile | None:
@@ -171,6 +186,7 @@ class _Server:
         questions: session.Channel,
         control: ControlSocket,
         state: StateFile | None,
+        parent: int | None,
     ) -> None:
         self._began = datetime.now(UTC)
         self._began_after = boottime()
@@ -180,6 +196,7 @@ class _Server:
         self._questions = questions
         self._control = control
         self._state = state
+        self._parent = parent
         numbers = itertools.count(1 if state is None else state.next_number())
         self._keeper = Keeper(
             Registry(lambda: f"h{next(numbers)}"),
@@ -194,6 +211,7 @@ class _Server:
         )
         self._keeper.subscribe(log.record)
         self._reaper = Reaper(self._keeper)
+        self._gates = Gates(mirror.sightings, wanted=settled.gates)
 
     async def serve(self, ready: Ready) -> None:
         """Serves until the mount ends or a signal ends it. Whatever happens, no mount stays behind."""
@@ -210,6 +228,7 @@ class _Server:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(session.serve)
                     nursery.start_soon(self._reaper.run)
+                    nursery.start_soon(self._gates.run)
                     # From a thread: this one must not wait for its own mount.
                     await trio.to_thread.run_sync(os.stat, self._settled.mountpoint)
                     nursery.start_soon(self._control_server().serve, self._control.listener)
@@ -218,6 +237,7 @@ class _Server:
                     session.end()
                     nursery.cancel_scope.cancel()
         finally:
+            self._gates.close()  # who stands at one would keep the mount in use
             with trio.CancelScope(shield=True):
                 await self._control.close()
                 await self._take_away()
@@ -237,7 +257,13 @@ class _Server:
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
 
+            async def until_the_parent_ends(pidfd: int) -> None:
+                await trio.lowlevel.wait_readable(pidfd)
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(until_a_signal)
+            if self._parent is not None:
+                nursery.start_soon(until_the_parent_ends, self._parent)
             await trio.lowlevel.wait_readable(self._mirror.finished)
             nursery.cancel_scope.cancel()
 
@@ -287,6 +313,7 @@ class _Server:
             why=holding.why,
             watch=self._reaper.watch,
             settle=self._reaper.settle,
+            gates=self._gates,
         )
 
     def _status(self) -> Status:
@@ -367,10 +394,14 @@ def _leave_stderr() -> None:
 
 
 def main() -> int:
-    """What `exclfs mount` starts: serves the mount that its argument describes, and tells --ready-fd how it went."""
+    """What `exclfs mount` starts: serves the mount that its argument describes, and tells --ready-fd how it went.
+
+    With --parent the mount ends when that process does, which has to be the one that started this.
+    """
     parser = argparse.ArgumentParser(prog="exclfs.mount")
     parser.add_argument("options")
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--parent", type=int)
     arguments = parser.parse_args()
     wanted = json.loads(arguments.options)
     settled = MountOptions(**{**wanted, "kernel_flags": tuple(wanted["kernel_flags"])})
@@ -384,7 +415,7 @@ def main() -> int:
             _leave_stderr()
 
         try:
-            return run(settled, ready=tell, foreground=False)
+            return run(settled, ready=tell, foreground=False, parent=arguments.parent)
         except MountFailed as error:
             if told.closed:
                 raise

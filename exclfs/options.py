@@ -60,6 +60,8 @@ class MountOptions:
     """Seconds for which the kernel may believe attributes."""
     ask_always: bool = False
     """Every operation that could be guarded is put to the policy, held or not (for tests and doubters)."""
+    gates: bool = False
+    """Root and the mount's owner can stop requests, for tests (exclfs.testing)."""
     passthrough: bool = True
     """Let the kernel read and write the backing files itself where it can."""
     decision_timeout: float = 10.0
@@ -294,6 +296,8 @@ _SWITCHES: Final[dict[str, tuple[str, bool]]] = {
     "noallow_other": ("allow_other", False),
     "ask_always": ("ask_always", True),
     "noask_always": ("ask_always", False),
+    "gates": ("gates", True),
+    "nogates": ("gates", False),
     "passthrough": ("passthrough", True),
     "nopassthrough": ("passthrough", False),
 }

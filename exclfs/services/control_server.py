@@ -27,12 +27,14 @@ from exclfs.host.names import quoted
 from exclfs.services.connections import Attendance, Peer, PeerGone
 from exclfs.services.descriptors import Allowance, Descriptors, Passed
 from exclfs.services.event_streams import EventStream
+from exclfs.services.gate_methods import GateMethods
 from exclfs.services.lifetimes import Lifetimes
 from exclfs.services.methods import Methods
 from exclfs.wire.envelope import read_call, write_reply
 from exclfs.wire.errors import VarlinkError, error_to_json
 from exclfs.wire.framing import Decoder, ProtocolError, encode
-from exclfs.wire.messages import MAX_DESCRIPTORS, EventsReply, HoldCall
+from exclfs.wire.gate_messages import GateProblem
+from exclfs.wire.messages import MAX_DESCRIPTORS, EventsReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from exclfs.holds.holder import Process
     from exclfs.holds.lifetime import Exit
     from exclfs.keeper import Keeper
+    from exclfs.services.gates import Gates
     from exclfs.services.objects import Objects
     from exclfs.wire.causes import Cause
     from exclfs.wire.envelope import Incoming
@@ -72,6 +75,8 @@ class ControlServer:
     """Has holds end with the process of a pidfd, for this uid (Reaper.watch)."""
     settle: Callable[[Exit], None]
     """Says that the holds are placed, or not, for which it was watched (Reaper.settle)."""
+    gates: Gates | None = None
+    """The mount's gates; without them there is no such interface."""
     patience: float = PATIENCE
     _allowance: Allowance = field(factory=Allowance, init=False)
     _attendance: Attendance = field(
@@ -137,11 +142,18 @@ class _Conversation:
             attendance=server._attendance,
             status=server.status,
             why=server.why,
+            gates=self._gate_methods(),
             peer=peer,
             connection=self._end,
         )
         self._nursery: trio.Nursery
         """What goes on while the connection lasts; cancelled, it ends."""
+
+    def _gate_methods(self) -> GateMethods | None:
+        gates = self._server.gates
+        if gates is None:
+            return None
+        return GateMethods(gates=gates, owner=self._keeper.owner, uid=self.peer.uid, connection=self._end)
 
     async def refuse(self, error: Exception) -> None:
         """Says why, once, and hangs up."""
@@ -159,6 +171,8 @@ class _Conversation:
                 self._nursery.cancel_scope.cancel()
         finally:
             self._descriptors.close()
+            if self._server.gates is not None:
+                self._server.gates.end(self._end)
             with trio.CancelScope(shield=True):
                 await self._keeper.end(self._end)
             del self._keeper.present[self._end]
@@ -255,12 +269,12 @@ class _Conversation:
     async def _reply_to(self, incoming: Incoming, passed: Passed) -> bytes | EventStream:
         try:
             call = await self._typed(incoming)
-            with self._ending_when_hung_up() if isinstance(call, HoldCall) and call.wait else nullcontext():
+            with self._ending_when_hung_up() if call.lasts else nullcontext():
                 reply = await self._methods.answer(call, passed)
             return reply if isinstance(reply, EventStream) else await self._written(reply)
         except Held as error:
             return encode(error_to_json(Held(as_seen_by(self.peer.uid, error.hold))))
-        except (HoldError, VarlinkError) as error:
+        except (HoldError, VarlinkError, GateProblem) as error:
             return encode(error_to_json(error))
         except Exception as error:
             _log.exception("the call %s of pid %d failed", quoted(incoming.method), self.peer.pid)

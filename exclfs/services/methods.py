@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from exclfs.services.connections import Attendance, Peer
     from exclfs.services.descriptors import Passed
     from exclfs.services.event_streams import EventStream
+    from exclfs.services.gate_methods import GateMethods
     from exclfs.services.lifetimes import Lifetimes
     from exclfs.services.objects import Found, Objects
     from exclfs.wire.causes import Cause
@@ -72,6 +73,7 @@ class Methods:
     attendance: Attendance
     status: Callable[[], Status]
     why: Callable[..., Sequence[Cause]]
+    gates: GateMethods | None
     peer: Peer
     connection: Connection
 
@@ -79,7 +81,7 @@ class Methods:
         """Does what is asked for, and returns the reply; to EventsCall a stream of what is to be replied.
 
         Raises:
-            HoldError, VarlinkError: what the caller is to be told instead.
+            HoldError, VarlinkError, GateProblem: what the caller is to be told instead.
         """
         match call:
             case HoldCall():
@@ -102,7 +104,10 @@ class Methods:
                 return description.info()
             case GetInterfaceDescriptionCall():
                 return description.describe(call.interface)
-        raise MethodNotImplemented(call.method)
+        answer = None if self.gates is None else await self.gates.answer(call)
+        if answer is None:
+            raise MethodNotImplemented(call.method)
+        return answer
 
     async def _hold(self, call: HoldCall, passed: Passed) -> tuple[Hold, ...]:
         if not call.objects:

@@ -12,7 +12,7 @@ from exclfs._version import __version__
 from exclfs.wire.errors import InterfaceNotFound
 from exclfs.wire.messages import GetInfoReply, GetInterfaceDescriptionReply
 
-INTERFACES: Final = ("org.varlink.service", "org.exclfs")
+INTERFACES: Final = ("org.varlink.service", "org.exclfs", "org.exclfs.gates")
 """The names of the interfaces that every server has."""
 
 URL: Final = "https://exclfs.readthedocs.io"

@@ -9,13 +9,15 @@ from attrs import frozen
 from exclfs.holds.errors import UnknownFlag
 from exclfs.wire.errors import ExpectedMore, InterfaceNotFound, InvalidParameter, MethodNotFound, error_from_json
 from exclfs.wire.framing import JsonObject, ProtocolError
+from exclfs.wire.gate_messages import GATE_METHODS
 from exclfs.wire.messages import METHODS, Call
 from exclfs.wire.primitives import BadShape
 from exclfs.wire.shapes import from_json, to_json
 
 Reply = TypeVar("Reply")
 
-_INTERFACES: Final = {method.rpartition(".")[0] for method in METHODS}
+_METHODS: Final = METHODS | GATE_METHODS
+_INTERFACES: Final = {method.rpartition(".")[0] for method in _METHODS}
 
 
 @frozen
@@ -44,17 +46,17 @@ class Incoming:
         interface, _, _ = self.method.rpartition(".")
         if interface not in _INTERFACES:
             raise InterfaceNotFound(interface)
-        if self.method not in METHODS:
+        if self.method not in _METHODS:
             raise MethodNotFound(self.method)
         if self.upgrade:
             raise InvalidParameter("upgrade")
-        if METHODS[self.method].streams:
+        if _METHODS[self.method].streams:
             if self.oneway:
                 raise InvalidParameter("oneway")
             if not self.more:
                 raise ExpectedMore
         try:
-            return from_json(self.parameters or {}, METHODS[self.method], strict=True)
+            return from_json(self.parameters or {}, _METHODS[self.method], strict=True)
         except BadShape as error:
             raise InvalidParameter(error.field) from error
 

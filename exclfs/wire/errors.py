@@ -13,6 +13,7 @@ from attrs import frozen
 from exclfs.holds import errors
 from exclfs.holds.hold import Hold
 from exclfs.wire.framing import JsonObject, ProtocolError
+from exclfs.wire.gate_messages import BadGate, NoSuchGate
 from exclfs.wire.primitives import BadShape
 from exclfs.wire.shapes import from_json, to_json
 
@@ -88,6 +89,8 @@ TABLE: Final = (
     Row("org.exclfs.BadHold", errors.BadHold, {"why": str}),
     Row("org.exclfs.BadObject", errors.BadObject, {"why": str}),
     Row("org.exclfs.ProtocolError", ProtocolError, {"why": str}),
+    Row("org.exclfs.gates.NoSuchGate", NoSuchGate, {"gate": str}),
+    Row("org.exclfs.gates.BadGate", BadGate, {"why": str}),
     Row("org.varlink.service.InterfaceNotFound", InterfaceNotFound, {"interface": str}),
     Row("org.varlink.service.MethodNotFound", MethodNotFound, {"method": str}),
     Row("org.varlink.service.MethodNotImplemented", MethodNotImplemented, {"method": str}),

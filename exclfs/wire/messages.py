@@ -166,6 +166,11 @@ class Call(Generic[Reply]):
     streams: ClassVar[bool] = False
     """Whether the answer is a stream of replies, which the caller has to ask for ("more")."""
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the answer may come late, so that the end of the connection is looked for meanwhile."""
+        return False
+
 
 @frozen
 class HoldReply:
@@ -194,6 +199,11 @@ class HoldCall(Call[HoldReply]):
         _check_number("descriptors", sum(each.fd is not None for each in self.objects), MAX_DESCRIPTORS)
         if self.wait is not None and not self.wait >= 0:
             raise BadHold(f"{self.wait:g} seconds cannot be waited")
+
+    @property
+    def lasts(self) -> bool:
+        """If it queues for a claim."""
+        return bool(self.wait)
 
 
 @frozen
@@ -386,4 +396,4 @@ METHODS: Final[dict[str, type[Call[Any]]]] = {
         GetInterfaceDescriptionCall,
     )
 }
-"""Every method, by its full name."""
+"""Every method of org.exclfs and org.varlink.service, by its full name."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def test_introduces_itself(client: Client) -> None:
     info = (await client.call("org.varlink.service.GetInfo"))["parameters"]
     assert (info["vendor"], info["product"]) == ("exclfs", "exclfs")
-    assert info["interfaces"] == ["org.varlink.service", "org.exclfs"]
+    assert info["interfaces"] == ["org.varlink.service", "org.exclfs", "org.exclfs.gates"]
     for interface in info["interfaces"]:
         reply = await client.call("org.varlink.service.GetInterfaceDescription", interface=interface)
         assert f"interface {interface}\n" in reply["parameters"]["description"]

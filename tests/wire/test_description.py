@@ -18,7 +18,7 @@ from exclfs.holds.hold import Hold, Inode
 from exclfs.holds.holder import Holder, Process
 from exclfs.holds.lifetime import End, Unmount
 from exclfs.holds.mode import Mode, OpenFiles
-from exclfs.wire import messages
+from exclfs.wire import gate_messages, messages
 from exclfs.wire.description import INTERFACES, describe, info
 from exclfs.wire.envelope import read_call
 from exclfs.wire.errors import TABLE, InterfaceNotFound
@@ -35,7 +35,16 @@ RECORDS: dict[str, type] = {
     "RefusedRequester": messages.RefusedRequester,
     "MountStatus": messages.Status,
 }
-"""The attrs class of every type of the text, but Refusal and Event, which are events."""
+"""The attrs class of every type of org.exclfs, but Refusal and Event, which are events."""
+
+GATE_RECORDS: dict[str, type] = {
+    "Selection": gate_messages.SelectionRecord,
+    "Stopped": gate_messages.StoppedRecord,
+    "Happened": gate_messages.HappenedRecord,
+}
+"""The same of org.exclfs.gates."""
+
+METHODS = messages.METHODS | gate_messages.GATE_METHODS
 
 NAMES: dict[Any, str] = {
     str: "string",
@@ -58,6 +67,7 @@ NAMES: dict[Any, str] = {
     messages.Cause: "Cause",
     messages.RefusedRequester: "RefusedRequester",
     messages.Status: "MountStatus",
+    **{shape: name for name, shape in GATE_RECORDS.items()},
 }
 """How a Python type is called in the text."""
 
@@ -117,11 +127,13 @@ def members(interface: str, kind: type) -> dict[str, Any]:
     return {name: member for name, member in parsed.members.items() if isinstance(member, kind)}
 
 
-def test_every_type_has_the_fields_of_its_class_in_its_order() -> None:
-    parsed = members("org.exclfs", scanner._Alias)
-    del parsed["Refusal"], parsed["Event"]
+@pytest.mark.parametrize(("interface", "records"), [("org.exclfs", RECORDS), ("org.exclfs.gates", GATE_RECORDS)])
+def test_every_type_has_the_fields_of_its_class_in_its_order(interface: str, records: dict[str, type]) -> None:
+    parsed = members(interface, scanner._Alias)
+    for event in {"Refusal", "Event"} & set(parsed):
+        del parsed[event]
     assert {name: list(fields_in_text(alias.type).items()) for name, alias in parsed.items()} == {
-        name: list(fields_in_python(shape).items()) for name, shape in RECORDS.items()
+        name: list(fields_in_python(shape).items()) for name, shape in records.items()
     }
 
 
@@ -148,7 +160,7 @@ def fields_of_event(event: type[Event]) -> dict[str, str]:
 
 
 def test_what_may_be_null_may_be_left_out_and_nothing_else() -> None:
-    for shape in [*RECORDS.values(), *messages.METHODS.values()]:
+    for shape in [*RECORDS.values(), *GATE_RECORDS.values(), *METHODS.values()]:
         nullable = {name for name, kind in fields_in_python(shape).items() if kind.startswith("?")}
         optional = {field.name for field in attrs.fields(shape) if field.default is not attrs.NOTHING}
         assert optional - {"version"} == nullable
@@ -162,7 +174,7 @@ def test_every_method_has_the_parameters_and_the_reply_of_its_classes(interface:
     }
     assert text == {
         name: (fields_in_python(call), fields_in_python(call.reply))
-        for name, call in messages.METHODS.items()
+        for name, call in METHODS.items()
         if name.rpartition(".")[0] == interface
     }
 
@@ -214,8 +226,8 @@ def test_every_type_that_is_named_is_there(interface: str) -> None:
 def test_info_names_the_product_and_every_interface() -> None:
     answer = info()
     assert (answer.vendor, answer.product, answer.version) == ("exclfs", "exclfs", __version__)
-    assert answer.interfaces == ("org.varlink.service", "org.exclfs")
-    assert {method.rpartition(".")[0] for method in messages.METHODS} == set(answer.interfaces)
+    assert answer.interfaces == ("org.varlink.service", "org.exclfs", "org.exclfs.gates")
+    assert {method.rpartition(".")[0] for method in METHODS} == set(answer.interfaces)
 
 
 def test_an_interface_that_is_not_there_is_not_described() -> None:

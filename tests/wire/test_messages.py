@@ -42,6 +42,7 @@ from exclfs.wire.errors import (
     error_to_json,
 )
 from exclfs.wire.framing import Decoder, ProtocolError, encode
+from exclfs.wire.gate_messages import BadGate, NoSuchGate
 from exclfs.wire.messages import (
     FOR_EVER,
     MAX_DESCRIPTORS,
@@ -420,6 +421,8 @@ ERRORS: list[Exception] = [
     BadHold("the reason is not UTF-8"),
     BadObject("it is a socket"),
     ProtocolError("a message is not JSON"),
+    NoSuchGate("g1"),
+    BadGate("nth counts from 1"),
     InterfaceNotFound("org.example"),
     MethodNotFound("org.exclfs.X"),
     MethodNotImplemented("org.exclfs.Y"),
