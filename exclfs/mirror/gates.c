@@ -13,8 +13,8 @@
  * is sent. The kernel says so once for each request (INTERRUPT), for any signal, and perhaps before the request has
  * come to stand here; so each that stands is looked at when it stops, at an INTERRUPT, and five times a second.
  *
- * When the gates are opened nothing stops any more, and what stood is let go. At the end of the mount what still
- * stands is forgotten: the kernel answers it.
+ * When the gates are opened nothing stops any more, and what stood is let go. Once the mount has ended nothing that
+ * stood is done any more: whoever asked for it has been told that it failed.
  */
 #include "mirror.h"
 
@@ -345,7 +345,10 @@ static void serve_now(struct worker *worker, struct sighting *sighting) {
     sighting->answered = sighting->answer != 0;
     worker->sighting = sighting;
     if (sighting->answered) reply_error(worker, sighting->unique, sighting->answer);
-    else if (request_parse(message, sighting->size, &request) == 0) serve(worker, &request);
+    else if (atomic_load(&worker->mirror->workers_left) == 0) { /* aborted: who asked was told that it failed */
+        worker->sighting = NULL;
+        sighting_free(sighting);
+    } else if (request_parse(message, sighting->size, &request) == 0) serve(worker, &request);
     free(message);
 }
 

@@ -47,7 +47,7 @@ OPCODES: Final = {
     Operation.FALLOCATE: (43,),
     Operation.COPY_FILE_RANGE: (47,),
 }
-"""The opcodes of each operation (enum fuse_opcode of <linux/fuse.h>)."""
+"""The opcodes of each operation that comes to a server (enum fuse_opcode of <linux/fuse.h>)."""
 
 GIVING: Final = frozenset({
     Operation.LOOKUP, Operation.SYMLINK, Operation.MKNOD, Operation.MKDIR, Operation.LINK, Operation.OPEN,

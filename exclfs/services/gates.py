@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 
 from exclfs.gating import TELLING, Occurrences, When
 from exclfs.host.lineage import comm, lineage
-from exclfs.mirror.sightings import GIVING, Stage
+from exclfs.mirror.sightings import GIVING, OPCODES, Stage
 from exclfs.wire.gate_messages import BadGate, HappenedRecord, NoSuchGate, StateReply, StoppedRecord
 
 if TYPE_CHECKING:
@@ -106,10 +106,13 @@ class Gates:
         """Places a gate for a connection, and gives its name; from now on it stands.
 
         Raises:
-            BadGate: the mount has none; or what is done already would be answered otherwise and cannot be.
+            BadGate: the mount has none; or nobody could ever come to it; or what is done already would be answered
+                otherwise and cannot be.
         """
         if not self._wanted:
             raise BadGate("the mount was not started with -o gates")
+        if unknown := sorted(selection.operations - OPCODES.keys()):
+            raise BadGate(f"{', '.join(unknown)} never comes to the mount: the kernel does it by itself")
         if fault is not None and fault.answer is not None:
             self._check_answer(fault.answer, selection.when, selection.operations)
         self._take()  # what comes before it does not concern it

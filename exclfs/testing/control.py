@@ -6,10 +6,9 @@ and a look at them from here would wait for it; so objects are named by path, wh
 
 from __future__ import annotations
 
-import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from exclfs.client import calls, sync_connection
 from exclfs.client.discovery import Server
@@ -64,6 +63,7 @@ class Control:
     def __init__(self, mountpoint: str, socket: str, owner: int) -> None:
         mount = mounts.at(mountpoint)
         self._server = Server(mountpoint, socket, owner, whole=True, st_dev=0 if mount is None else mount.st_dev)
+        self.mountpoint: Final = mountpoint
         self._own: Connection | None = None
         self._lock = threading.Lock()
 
@@ -93,7 +93,7 @@ class Control:
         call = HoldCall(
             objects=(Object(path=path or "."),),
             flags=flags if flags is not None else DEFAULT if claim else Flags.NO_REMOVE,
-            holder=holder or _own_name(),
+            holder=holder or calls.default_holder(),
             reason=reason,
         )
         connection = self.connect()
@@ -121,10 +121,3 @@ class Control:
             if self._own is not None:
                 self._own.close()
                 self._own = None
-
-
-def _own_name() -> str:
-    import os
-
-    main: Any = sys.modules.get("__main__")
-    return os.path.basename(getattr(main, "__file__", None) or "") or "test"

@@ -3,8 +3,8 @@
     with exclfs_mount.fault("unlink", "objects/*", errno=errno.EIO, nth=2):
         ...
 
-The rule that this module owns: a test that is about a fault has met it. One that struck nobody fails the test, with what
-did happen instead.
+The rule that this module owns: a test that is about a fault has met it. One that struck nobody fails the test, with
+what did happen instead.
 """
 
 from __future__ import annotations

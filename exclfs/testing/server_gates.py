@@ -1,7 +1,7 @@
 """Gates at the requests that a mount gets: for every program, however it was started.
 
-The rule that this module owns: a gate stands from the moment that it is made, and on a connection of its own; so it ends
-with this process, however that ends, and with it everybody's waiting.
+The rule that this module owns: a gate stands from the moment that it is made, and on a connection of its own; so it
+ends with this process, however that ends, and with it everybody's waiting.
 """
 
 from __future__ import annotations
@@ -77,12 +77,14 @@ class ServerGate(Gate):
     @property
     def waiting(self) -> tuple[Stopped, ...]:
         """Who stands at the gate now, the first to come first."""
+        if self._left is not None:
+            return ()
         return tuple(map(self._stopped, self._state().waiting))
 
     @property
     def reached(self) -> int:
         """How many have come so far."""
-        return self._state().reached
+        return self._state().reached if self._left is None else self._left.reached
 
     def open(self) -> None:
         """Lets everybody go on who waits, and from now on everybody who comes."""
@@ -107,6 +109,8 @@ class ServerGate(Gate):
         return None if found is None else self._stopped(found)
 
     def _happened(self) -> tuple[Sequence[Happened], int]:
+        if self._left is not None:
+            return self._left.happened, self._left.missed
         state = self._state()
         return _all_that_happened(state), state.missed
 

@@ -241,11 +241,11 @@ def test_both_sides_of_one_request(one: Rig) -> None:
 
 
 def test_every_operation_has_its_opcodes_and_none_twice() -> None:
-    assert set(OPCODES) == set(Operation)
-    opcodes = [opcode for operation in Operation for opcode in OPCODES[operation]]
+    assert set(Operation) - set(OPCODES) == {Operation.FLOCK}  # locks stay in the kernel
+    opcodes = [opcode for operation in OPCODES for opcode in OPCODES[operation]]
     assert len(opcodes) == len(set(opcodes))
     named = {Op[name] for name in ("STATX", "RENAME2", "FSYNCDIR", "READDIRPLUS", "TMPFILE")}
-    named |= {Op[operation.name] for operation in Operation}
+    named |= {Op[operation.name] for operation in OPCODES}
     assert set(opcodes) == named
 
 
