@@ -6,26 +6,34 @@
         yield                                        # here the actors run, each time in another order
         assert (scenario.path / "objects/new").exists()
 
-The rule that this module owns: each run begins with a fresh tree, and what is told of a failure is enough to have it
-again: the schedule with the fewest preemptions that fails, in words, and its seed.
+The rule that this module owns: of all schedules that fail, the one with the fewest preemptions is told, and it is told
+of a run in which it failed.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
-from collections.abc import Callable, Generator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from exclfs.gating import Operation
-from exclfs.testing.actors import Actor, Ended, What
+from exclfs.testing.actors import Actor, What
 from exclfs.testing.calls import CallReader
+from exclfs.testing.findings import (
+    Exploration,
+    Failure,
+    NotReproduced,
+    ScheduleFailed,
+    counted,
+    indented,
+    listed,
+    told_of,
+)
 from exclfs.testing.programs import stoppable
 from exclfs.testing.runs import Deadlock, Endless, NotAsPlanned, Run, Step
+from exclfs.testing.scenarios import NAME, Directory, Scenario, Steps, Tree, emptied
 from exclfs.testing.schedules import (
     Choice,
     Schedule,
@@ -34,7 +42,6 @@ from exclfs.testing.schedules import (
     fingerprint,
     from_seed,
     preemptions,
-    seed_of,
     shrink,
 )
 from exclfs.testing.syscalls import USUAL
@@ -42,122 +49,15 @@ from exclfs.testing.syscalls import USUAL
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+__all__ = [
+    "Actor", "Directory", "Exploration", "NotReproduced", "Scenario", "ScheduleFailed", "Steps",
+    "exclfs_explore", "explore",
+]  # fmt: skip
+
 PREEMPTIONS: Final = 2
 LIMIT: Final = 1000
 TIMEOUT: Final = 30.0
-NAME: Final = "explored"
-"""The directory of the mount in which the tree of a scenario is made."""
 MOST_ACTORS: Final = 26
-_SHOWN: Final = 200
-"""How many steps of a schedule are told."""
-
-
-class Tree(Protocol):
-    """What a mount has to have: exclfs_mount does."""
-
-    @property
-    def path(self) -> Path:
-        """The mountpoint."""
-
-    @property
-    def backing(self) -> Path:
-        """The tree behind it."""
-
-
-@frozen
-class Directory:
-    """A plain directory in the place of a mount, to explore without exclfs."""
-
-    path: Path
-
-    @property
-    def backing(self) -> Path:
-        """The same."""
-        return self.path
-
-
-@define
-class Scenario:
-    """What a scenario is given: a fresh tree, and afterwards what came of it."""
-
-    path: Path
-    """The tree, in the mount. Actors run there."""
-    backing: Path
-    """The same behind the mount."""
-    mount: Tree
-    ended: dict[str, Ended] = field(factory=dict, init=False)
-    """After the run: how each actor ended, by its name."""
-    steps: list[Step] = field(factory=list, init=False)
-    """After the run: who did what, in order."""
-    actors: list[Actor] = field(factory=list, init=False)
-
-    def actor(self, what: What | Actor, **options: Any) -> str:
-        """Before the run: one more takes part. Gives its name; the options are those of Actor."""
-        actor = what if isinstance(what, Actor) else Actor(what, **options)
-        self.actors.append(actor)
-        return self.names()[-1][0]
-
-    def names(self) -> list[tuple[str, Actor]]:
-        """Names that tell all actors apart: of two with the same name the second is name-2."""
-        told: list[tuple[str, Actor]] = []
-        for actor in self.actors:
-            number = sum(actor.called() == other.called() for _, other in told) + 1
-            told.append((actor.called() if number == 1 else f"{actor.called()}-{number}", actor))
-        return told
-
-
-Steps: TypeAlias = Generator[None, None, None]
-"""A scenario: sets the tree up, yields once, and checks what has become of it."""
-
-
-@frozen(kw_only=True)
-class Exploration:
-    """What was explored, and nothing failed."""
-
-    schedules: int
-    """How many ran."""
-    preemptions: int
-    """With at most how many preemptions."""
-    complete: bool
-    """Whether that was all of them with so many preemptions."""
-    asleep: int
-    """In how many of them the order that was wanted was impossible: an actor fell asleep in a lock, or the like, and
-    others had to go first."""
-    diverged: int
-    """How many were given up because the actors did something else than before in the same schedule."""
-    beyond: int
-    """How many more were met that have more preemptions; 0: the bound has left nothing out."""
-
-    def __str__(self) -> str:
-        """As it is told after a test."""
-        told = _counted(self.schedules, self.preemptions, self.asleep, self.diverged)
-        if self.complete:
-            every = "that is every order there is" if self.beyond == 0 else "that is all of them"
-            return f"{told}; {every}"
-        return f"{told}; that is not all of them"
-
-
-class ScheduleFailed(AssertionError):
-    """A schedule in which the scenario fails: the one with the fewest preemptions."""
-
-    def __init__(self, message: str, seed: str, steps: Sequence[Step], schedules: int) -> None:
-        super().__init__(message)
-        self.seed = seed
-        """Runs it again: explore(…, seed=…), pytest --exclfs-seed=…"""
-        self.steps = tuple(steps)
-        """Who did what, in order."""
-        self.schedules = schedules
-        """How many had run when it was found."""
-
-
-class NotReproduced(AssertionError):
-    """A seed does not lead to what it was made from: the programs are other ones, or do not do the same each time."""
-
-
-@define
-class _Failure:
-    reason: str
-    error: BaseException | None
 
 
 @define
@@ -175,10 +75,10 @@ class _Explorer:
     diverged: int = 0
     last_steps: list[Step] = field(factory=list)
 
-    def run(self, schedule: Schedule) -> tuple[list[Choice], _Failure | None]:
+    def run(self, schedule: Schedule) -> tuple[list[Choice], Failure | None]:
         """One run on a fresh tree; what was chosen, and how it failed."""
         scenario = Scenario(self.mount.path / NAME, self.mount.backing / NAME, self.mount)
-        _emptied(scenario.backing)
+        emptied(scenario.backing)
         for actor in self.actors:
             scenario.actor(actor)
         steps = self.scenario(scenario)
@@ -199,7 +99,7 @@ class _Explorer:
         try:
             run.go(schedule)
         except (Deadlock, Endless) as error:
-            failure = _Failure(str(error), None)
+            failure = Failure(str(error), None)
         finally:
             self.last_steps = scenario.steps = run.steps
             run.close()
@@ -210,7 +110,7 @@ class _Explorer:
         scenario.ended = run.ended
         return run.choices, failure or self._check(scenario, steps)
 
-    def _check(self, scenario: Scenario, steps: Steps) -> _Failure | None:
+    def _check(self, scenario: Scenario, steps: Steps) -> Failure | None:
         for name, actor in scenario.names():
             ended = scenario.ended[name]
             if ended.is_failure(actor):
@@ -219,14 +119,14 @@ class _Explorer:
                     f"was killed by signal {-ended.returncode}" if ended.returncode < 0 else f"gave {ended.returncode}"
                 )
                 said = ended.stderr.strip()
-                return _Failure(f"{name} {how}" + (f":\n{_indented(said)}" if said else ""), None)
+                return Failure(f"{name} {how}" + (f":\n{indented(said)}" if said else ""), None)
         try:
             next(steps)
         except StopIteration:
             return None
         except Exception as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return _Failure(said, error)
+            return Failure(said, error)
         steps.close()
         raise ValueError("a scenario has to yield once only")
 
@@ -268,9 +168,9 @@ def explore(
         BadSeed: it is no seed.
         OSError: a program could not be started, or this kernel cannot stop programs.
     """
-    explorer = _Explorer(
-        scenario, actors, mount, stoppable(operations), timeout, CallReader(mount.path, mount.backing)
-    )  # fmt: skip
+    __tracebackhide__ = True
+    reader = CallReader(mount.path, mount.backing)
+    explorer = _Explorer(scenario, actors, mount, stoppable(operations), timeout, reader)
     if seed is not None:
         return _replay(explorer, from_seed(seed), seed)
     search = Search(preemptions)
@@ -299,17 +199,17 @@ def explore(
 
 
 def _failed(
-    explorer: _Explorer, schedule: Schedule, choices: list[Choice], failure: _Failure, bound: int
+    explorer: _Explorer, schedule: Schedule, choices: list[Choice], failure: Failure, bound: int
 ) -> ScheduleFailed:
     found = explorer.ran
-    told = _counted(found, bound, explorer.asleep, explorer.diverged)
+    told = counted(found, bound, explorer.asleep, explorer.diverged)
     shrunk, made = shrink(schedule, choices, explorer.fails)
     # Once more, so that what is told is of this very run.
     again, fails_again = explorer.run(shrunk)
     if fails_again is None or fingerprint(again) != fingerprint(made):
         note = "\nIt did not fail the same way when it was run again: the actors do not do the same each time."
-        return _told(failure, schedule, choices, explorer.last_steps, found, f"{told}{note}")
-    return _told(fails_again, shrunk, again, explorer.last_steps, found, told)
+        return told_of(failure, schedule, choices, explorer.last_steps, found, f"{told}{note}")
+    return told_of(fails_again, shrunk, again, explorer.last_steps, found, told)
 
 
 def _replay(explorer: _Explorer, schedule: Schedule, seed: str) -> Exploration:
@@ -322,73 +222,15 @@ def _replay(explorer: _Explorer, schedule: Schedule, seed: str) -> Exploration:
         note = "1 schedule ran, that of the seed"
         if schedule.fingerprint not in (None, fingerprint(choices)):
             note += ", and the operations are not those that it was made from"
-        raise _told(failure, schedule, choices, explorer.last_steps, 1, note)
+        raise told_of(failure, schedule, choices, explorer.last_steps, 1, note)
     if schedule.fingerprint not in (None, fingerprint(choices)):
         raise NotReproduced(
             f"{seed} runs, and nothing fails, but the operations are not those that it was made from:\n"
-            + _listed(explorer.last_steps)
+            + listed(explorer.last_steps)
         )
     return Exploration(
         schedules=1, preemptions=preemptions(choices), complete=False, asleep=explorer.asleep, diverged=0, beyond=0
     )
-
-
-# --- in words --------------------------------------------------------------------------------------------------------
-
-
-def _told(
-    failure: _Failure, schedule: Schedule, choices: Sequence[Choice], steps: Sequence[Step], found: int, note: str
-) -> ScheduleFailed:
-    seed = seed_of(schedule, choices)
-    count = preemptions(choices)
-    message = (
-        f"{failure.reason}\n"
-        f"in this schedule, with {count} preemption{'' if count == 1 else 's'}:\n{_listed(steps)}\n"
-        f"{note}\n"
-        f"To run it again: --exclfs-seed={seed}"
-    )
-    failed = ScheduleFailed(message, seed, steps, found)
-    failed.__cause__ = failure.error
-    return failed
-
-
-def _listed(steps: Sequence[Step]) -> str:
-    """A schedule in words: who did what, in order."""
-    width = max((len(step.actor) for step in steps), default=0)
-    kinds = max((len(step.operation) for step in steps), default=0)
-    lines = []
-    for number, step in enumerate(steps):
-        to = "" if step.second_path is None else f" to {step.second_path}"
-        marks = [f"preempts {step.preempts}"] * (step.preempts is not None) + [
-            "falls asleep, others first"
-        ] * step.slept
-        mark = f"    <- {', '.join(marks)}" if marks else ""
-        line = f"{step.actor:{width}}  {step.operation:{kinds}}  {step.path}{to}".rstrip() + mark
-        lines.append(f"  {number:3} {step.task:3} {line}")
-    if len(lines) > _SHOWN:
-        lines[_SHOWN // 2 : -_SHOWN // 2] = [f"  … {len(lines) - _SHOWN} more …"]
-    return "\n".join(lines)
-
-
-def _counted(ran: int, bound: int, asleep: int, diverged: int) -> str:
-    schedules, most = "schedule" if ran == 1 else "schedules", "preemption" if bound == 1 else "preemptions"
-    told = f"{ran} {schedules} ran, of those with at most {bound} {most}"
-    if asleep:
-        told += f"; in {asleep} of them an actor fell asleep, so the order that was wanted is impossible"
-    if diverged:
-        told += f"; {diverged} could not be followed: the actors do not do the same each time"
-    return told
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def _emptied(tree: Path) -> None:
-    """A fresh tree, made behind the mount: no hold that an actor has left keeps it."""
-    if os.path.lexists(tree):
-        shutil.rmtree(tree)
-    tree.mkdir()
 
 
 # --- for pytest ------------------------------------------------------------------------------------------------------
@@ -411,6 +253,7 @@ def exclfs_explore(
         wanted = inspect.signature(scenario).parameters
 
         def test(**fixtures: Any) -> None:
+            __tracebackhide__ = True
             request, mount = fixtures["request"], fixtures["exclfs_mount"]
             given = {name: value for name, value in fixtures.items() if name in wanted}
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from exclfs.gating import TELLING, Occurrences, Selection, When
-from exclfs.testing.gates import TIMEOUT, CannotBeGated, Gate, GateNotReached, Happened, Left, Stopped
+from exclfs.testing.gates import TIMEOUT, Gate, GateNotReached, Happened, Left, Stopped
 from exclfs.testing.supervisor import Standing, Verdict, Watch
 from exclfs.testing.trail import Fate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+    from types import TracebackType
 
     from exclfs.testing.calls import Call
     from exclfs.testing.programs import Program
@@ -25,40 +26,40 @@ if TYPE_CHECKING:
 
 
 class _Selecting(Watch):
-    """What a gate and a fault have in common: a selection, and its counting."""
+    """What a gate and a fault have in common: a selection, its counting, and what is seen while they stand."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, supervisor: Supervisor) -> None:
         self._meant = selection
         self._occurrences = Occurrences(selection)
+        self._supervisor = supervisor
+        self._since = supervisor.trail.last
+        self._missed = supervisor.trail.missed
+        self._left: Left | None = None
 
     def selects(self, call: Call) -> bool:
         # The supervisor sees one program with all that descends from it, so `pids` has been answered already.
         found = self._meant.matches(call.operation, When.BEFORE, (call.path, call.second_path), lambda: ())
         return found and self._occurrences.next_is_meant()
 
+    def _happened(self) -> tuple[Sequence[Happened], int]:
+        trail = self._supervisor.trail
+        told = TELLING | self._meant.operations
+        found = [entry for entry in trail.since(self._since) if entry.number == entry.operation_number]
+        return [entry.happened for entry in found if entry.operation in told], trail.missed - self._missed
 
-class ProgramGate(Gate, _Selecting):
-    """A gate for one program. Made by Program.gate().
 
-    Raises:
-        CannotBeGated: the selection is for after the operation.
-    """
+class ProgramGate(_Selecting, Gate):
+    """A gate for one program. Made by Program.gate()."""
 
     def __init__(self, selection: Selection, program: Program, supervisor: Supervisor, root: Path) -> None:
-        if selection.when is not When.BEFORE:
-            raise CannotBeGated("a system call is stopped before it begins; a gate after it stops at the mount")
         Gate.__init__(self, selection)
-        _Selecting.__init__(self, selection)
+        _Selecting.__init__(self, selection, supervisor)
         self._program = program
-        self._supervisor = supervisor
         self._root = root
-        self._since = supervisor.trail.last
-        self._missed = supervisor.trail.missed
         self._standing: dict[int, tuple[Stopped, Standing]] = {}
         self._untold: deque[Stopped] = deque()
         self._is_open = False
         self._reached = 0
-        self._left: Left | None = None
         supervisor.place(self)
 
     def wait(self, timeout: float = TIMEOUT) -> Stopped:
@@ -124,12 +125,6 @@ class ProgramGate(Gate, _Selecting):
                     return None
                 changed.wait(left)
 
-    def _happened(self) -> tuple[Sequence[Happened], int]:
-        trail = self._supervisor.trail
-        told = TELLING | self.selection.operations
-        found = [entry for entry in trail.since(self._since) if entry.number == entry.operation_number]
-        return [entry.happened for entry in found if entry.operation in told], trail.missed - self._missed
-
     def _let_go(self, stopped: Stopped | None, errno: int | None) -> Stopped | None:
         with self._supervisor.changed:
             for number in list(self._standing) if stopped is None else [stopped.number]:
@@ -161,27 +156,48 @@ class ProgramGate(Gate, _Selecting):
 
 
 class ProgramFault(_Selecting):
-    """Has what is selected fail, or wait, with nobody looking on.
+    """Has what is selected fail, or wait, with nobody looking on. As a context manager it ends with its block.
 
-    Args:
-        selection: what is meant.
-        errno: with which error it fails, without being executed; None: it does not fail.
-        delay: for how many seconds it waits before it is executed.
+    Made by Program.fault(); the arguments are explained there.
     """
 
-    def __init__(self, selection: Selection, *, errno: int | None = None, delay: float = 0.0) -> None:
-        super().__init__(selection)
+    def __init__(self, selection: Selection, supervisor: Supervisor, errno: int | None, delay: float) -> None:
+        super().__init__(selection, supervisor)
         self._errno = errno
         self._delay = delay
-        self.reached = 0
-        """How many it has met."""
+        self.struck = 0
+        """How often it has struck."""
+        supervisor.place(self)
 
     def meet(self, _: Standing) -> Verdict:
         """Answers it, or has it wait."""
-        self.reached += 1
+        self.struck += 1
         if self._errno is not None:
             return Verdict(Fate.ANSWERED, errno=self._errno)
         return Verdict(Fate.DELAYED, seconds=self._delay)
+
+    def close(self) -> None:
+        """It strikes no more. What is delayed goes on."""
+        with self._supervisor.changed:
+            if self._left is None:
+                self._supervisor.take_away(self)
+                self._supervisor.hasten(self)
+                happened, missed = self._happened()
+                self._left = Left(reached=self.struck, waiting=(), happened=tuple(happened), missed=missed)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Ends it.
+
+        Raises:
+            GateNotReached: it struck nobody, and the block did not fail already.
+        """
+        self.close()
+        if kind is None and self._left is not None and self._left.reached == 0:
+            raise GateNotReached(f"{self} struck nobody", self._left.happened, self._left.missed)
 
     def __str__(self) -> str:
         """As a trail names it."""

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
-from exclfs.gating import Selection, operations
+from exclfs.gating import Selection, When, operations
 from exclfs.testing import launch, seccomp
 from exclfs.testing.calls import CallReader
 from exclfs.testing.gates import TIMEOUT, CannotBeGated
@@ -158,7 +158,7 @@ class Program:
 
     def can_be_stopped_at(self, selection: Selection) -> bool:
         """Whether a gate like this can ever be reached by system calls of this program."""
-        return selection.when == "before" and selection.operations <= self.operations
+        return selection.when is When.BEFORE and selection.operations <= self.operations
 
     def gate(self, selection: Selection) -> ProgramGate:
         """A gate for this program, and all that it starts.
@@ -170,21 +170,22 @@ class Program:
         return ProgramGate(selection, self, self._supervisor, self._root)
 
     def fault(self, selection: Selection, *, errno: int | None = None, delay: float = 0.0) -> ProgramFault:
-        """Has what is selected fail with an errno, or wait for some seconds, from now on.
+        """Has what is selected fail, or wait, from now on; with nth= in the selection, only that.
+
+        Args:
+            selection: what is meant.
+            errno: with which error it fails, without being executed; None: it does not fail.
+            delay: for how many seconds it waits before it is executed.
 
         Raises:
-            CannotBeGated: it is not stopped at these operations.
+            CannotBeGated: it is not stopped at these operations, or not before them.
         """
         self._check(selection)
-        fault = ProgramFault(selection, errno=errno, delay=delay)
-        self._supervisor.place(fault)
-        return fault
-
-    def take_away(self, fault: ProgramFault) -> None:
-        """The fault strikes no more."""
-        self._supervisor.take_away(fault)
+        return ProgramFault(selection, self._supervisor, errno, delay)
 
     def _check(self, selection: Selection) -> None:
+        if selection.when is not When.BEFORE:
+            raise CannotBeGated("a system call is stopped before it begins; what is after it is stopped at the mount")
         missing = selection.operations - self.operations
         if missing:
             wanted = ", ".join(sorted(missing))

@@ -138,11 +138,17 @@ class Run:
         self._asleep: dict[int, Task] = {}
         self._current: str | None = None
         self._actors: list[Running] = []
+        self._poll = select.poll()
+        self._whose: dict[int, Running] = {}
+        """Whose a descriptor is that is polled: a listener or a pidfd."""
         instructions = filter_of(self._calls, _SLEEPS)
         try:
             for name, actor in actors:
                 others = [running.listener.fileno() for running in self._actors]
-                self._actors.append(Running(actor, name, tree, instructions, others))
+                self._actors.append(running := Running(actor, name, tree, instructions, others))
+                for descriptor in (running.listener.fileno(), running.pidfd):
+                    self._poll.register(descriptor, select.POLLIN)
+                    self._whose[descriptor] = running
         except BaseException:
             self.close()
             raise
@@ -226,9 +232,9 @@ class Run:
     def _settle(self) -> None:
         deadline = time.monotonic() + self._timeout
         while True:
-            wait = 0
-            while self._take(wait):
-                wait = 0
+            # Who was let go last is likely to come back soon: there is no need to look at everybody before that.
+            while self._take(0 if self._has_come_back() else _ASK_AGAIN):
+                pass
             if self._nobody_runs() and not self._forget_the_gone():
                 if self._standing or all(actor.ended for actor in self._actors):
                     return
@@ -237,30 +243,31 @@ class Run:
                 raise Endless(f"nothing has happened for {self._timeout:g} s: {self._doing()}")
             self._take(_ASK_AGAIN)
 
+    def _has_come_back(self) -> bool:
+        return any(self._names.get(pid) == self._current for pid in self._standing)
+
     def _take(self, milliseconds: int) -> bool:
         """Takes what has come; whether anything had."""
-        poll, whose = select.poll(), {}
-        for actor in self._actors:
-            if actor.watched:
-                poll.register(actor.listener, select.POLLIN)
-                whose[actor.listener.fileno()] = actor
-            if actor.status is None:
-                poll.register(actor.pidfd, select.POLLIN)
-                whose[actor.pidfd] = actor
-        if not whose:
+        if not self._whose:
             return False
-        ready = poll.poll(milliseconds)
+        ready = self._poll.poll(milliseconds)
         for descriptor, events in ready:
-            actor = whose[descriptor]
+            actor = self._whose[descriptor]
             if descriptor == actor.pidfd:
+                self._forget(descriptor)
                 actor.reap()
             elif events & select.POLLIN:
                 notification = actor.listener.receive()
                 if notification is not None:
                     self._arrived(actor, notification)
             else:
+                self._forget(descriptor)
                 actor.watched = False
         return bool(ready)
+
+    def _forget(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._whose[descriptor]
 
     def _arrived(self, actor: Running, notification: Notification) -> None:
         if notification.pid not in actor.seen:

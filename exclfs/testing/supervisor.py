@@ -91,7 +91,7 @@ class Supervisor:
         self._calls = calls
         self._reader = reader
         self._watches: list[Watch] = []
-        self._delayed: list[tuple[float, int, Standing]] = []
+        self._delayed: list[tuple[float, int, Standing, Watch]] = []
         self._killing = False
         self._listener: Listener | None = None
         self._wake = -1
@@ -113,7 +113,7 @@ class Supervisor:
         with self.changed:
             self._killing = True
             delayed, self._delayed = self._delayed, []
-            for _, _, standing in delayed:
+            for _, _, standing, _ in delayed:
                 self._kill(standing.id, standing.call.pid)
         os.eventfd_write(self._wake, 1)
         self._thread.join(timeout)
@@ -186,7 +186,7 @@ class Supervisor:
             if verdict.fate is Fate.ANSWERED:
                 self._listener.answer(standing.id, verdict.errno or 0)
             elif verdict.fate is Fate.DELAYED:
-                heapq.heappush(self._delayed, (time.monotonic() + verdict.seconds, standing.number, standing))
+                heapq.heappush(self._delayed, (time.monotonic() + verdict.seconds, standing.number, standing, watch))
                 os.eventfd_write(self._wake, 1)
             self.changed.notify_all()
             return
@@ -239,6 +239,14 @@ class Supervisor:
         """The watch is asked no more. What it keeps is its own to release, before."""
         with self.changed:
             self._watches[self._watches.index(watch)] = _Gone()
+
+    def hasten(self, watch: Watch) -> None:
+        """What this watch has delayed goes on now."""
+        with self.changed:
+            self._delayed = [(0.0 if by is watch else at, number, one, by) for at, number, one, by in self._delayed]
+            heapq.heapify(self._delayed)
+            if self._delayed:
+                os.eventfd_write(self._wake, 1)
 
     # --- time, and the end --------------------------------------------------------------------------------------
 

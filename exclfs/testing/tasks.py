@@ -1,7 +1,7 @@
 """The threads of a process tree, and whether they sleep: from /proc.
 
 The rule that this module owns: whether somebody still runs is decided by what the kernel says of every thread, and by
-its count of context switches, never by how long it takes. See proc_pid_stat(5), proc_pid_status(5) and
+its count of context switches, never by how long it takes. See proc_pid_stat(5), proc_pid_schedstat(5) and
 proc_pid_syscall(5).
 """
 
@@ -72,7 +72,7 @@ class Task:
     started: int
     """Clock ticks after boot."""
     switches: int
-    """How often it has been switched away from, of its own will or not."""
+    """How often it has been switched to, or away from."""
     call: int | None
     """The system call that it is in; None: in none, or that cannot be read."""
     place: str
@@ -82,18 +82,27 @@ class Task:
 def look_at(process: int, pid: int) -> Task | None:
     """A thread as it is now; None if it is gone."""
     where = f"/proc/{process}/task/{pid}/"
-    line, status = _read(where + "stat"), _read(where + "status")
-    if not line or not status:
+    line, switches = _read(where + "stat"), _switches(where)
+    if not line or switches is None:
         return None
     words = line.rpartition(b")")[2].split()
     state = words[0].decode()
-    switches = sum(int(text.split()[1]) for text in status.splitlines() if b"ctxt_switches" in text)
     call, place = None, ""
     if state in "SD":
         text = (_read(where + "syscall") or b"").split()
         call = int(text[0]) if text and text[0].lstrip(b"-").isdigit() else None
         place = (_read(where + "wchan") or b"").decode().strip("0")
     return Task(pid, process, state, int(words[19]), switches, call, place)
+
+
+def _switches(where: str) -> int | None:
+    """How often a thread has been given a processor (/proc/PID/schedstat); without CONFIG_SCHED_INFO, taken off one."""
+    times = _read(where + "schedstat")
+    if times:
+        return int(times.split()[2])
+    status = _read(where + "status") or b""
+    counts = [int(line.split()[1]) for line in status.splitlines() if b"ctxt_switches" in line]
+    return sum(counts) if counts else None
 
 
 def all_of(processes: Iterable[int]) -> list[Task]:

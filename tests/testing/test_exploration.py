@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import exclfs
+import exclfs.client.functions  # before there are actors, so that each need not import it
 from exclfs.testing import runs
 from exclfs.testing.actors import Actor
 from exclfs.testing.exploration import (
@@ -91,6 +92,9 @@ def test_a_lost_update_is_found_with_one_preemption_and_replayed(here: Directory
     ]
     assert [step.preempts for step in failed.steps] == [None, "a", None, None]
     assert isinstance(failed.__cause__, AssertionError)
+    assert [(entry.program, entry.path) for entry in failed.trail.since()] == [
+        (step.actor, "explored/counter") for step in failed.steps
+    ]
     text = str(failed)
     assert "with 1 preemption" in text
     assert "1 b   add_one-2  open  counter    <- preempts a" in text
@@ -267,9 +271,9 @@ def test_one_that_spins_is_given_up(here: Directory, monkeypatch: pytest.MonkeyP
 
 def test_one_that_does_not_end_is_given_up_and_killed(here: Directory) -> None:
     with pytest.raises(
-        ScheduleFailed, match=r"nothing has happened for 0.5 s: sh \(pid \d+\) sleeps in \w*nanosleep"
+        ScheduleFailed, match=r"nothing has happened for 0.3 s: sh \(pid \d+\) sleeps in \w*nanosleep"
     ) as found:
-        explore(anything, [["sh", "-c", "sleep 1000 & mkdir x"]], mount=here, timeout=0.5)
+        explore(anything, [["sh", "-c", "sleep 1000 & mkdir x"]], mount=here, timeout=0.3)
     pid = re.search(r"pid (\d+)", str(found.value))
     assert pid is not None
     while os.path.exists(f"/proc/{pid[1]}"):

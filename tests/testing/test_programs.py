@@ -326,9 +326,9 @@ def test_it_runs_for_an_ordinary_user_as_well(tmp_path: Path) -> None:
 def test_the_nth_fails(tree: Path) -> None:
     code = "import os\nfor name in 'abc':\n    try: os.unlink(name)\n    except OSError as e: print(name, e.errno)"
     with python(tree, code, stdout=subprocess.PIPE, text=True) as program:
-        fault = program.fault(selection("unlink", nth=2), errno=errno.ENOSPC)
-        assert program.start().communicate()[0] == f"b {errno.ENOSPC}\n"
-        assert fault.reached == 1
+        with program.fault(selection("unlink", nth=2), errno=errno.ENOSPC) as fault:
+            assert program.start().communicate()[0] == f"b {errno.ENOSPC}\n"
+        assert fault.struck == 1
     assert sorted(os.listdir(tree)) == ["b"]
 
 
@@ -351,10 +351,23 @@ def test_a_delay_ends_with_its_program(tree: Path) -> None:
     assert (tree / "a").exists()
 
 
-def test_a_fault_that_is_taken_away_strikes_no_more(tree: Path) -> None:
+def test_a_fault_that_is_closed_strikes_no_more_and_what_it_delays_goes_on(tree: Path) -> None:
+    with python(tree, REMOVE, "a", "b") as program:
+        program.fault(selection("unlink", "b"), errno=errno.EIO).close()
+        fault = program.fault(selection("unlink", "a"), delay=1000)
+        program.start()
+        while not fault.struck:
+            time.sleep(0.01)
+        fault.close()
+        assert program.wait() == 0
+
+
+def test_a_fault_that_strikes_nobody_fails_the_test(tree: Path) -> None:
     with python(tree, REMOVE, "a") as program:
-        program.take_away(program.fault(selection("unlink"), errno=errno.EIO))
+        fault = program.fault(selection("rename"), errno=errno.EIO)
         assert program.start().wait() == 0
+        with pytest.raises(GateNotReached, match=r"struck nobody(.|\n)*unlink of 'a'"), fault:
+            pass
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------
