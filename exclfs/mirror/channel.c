@@ -84,6 +84,18 @@ void negotiate(struct worker *worker, const struct request *request) {
     reply(worker, request->header->unique, &out, sizeof out);
 }
 
+/* What the kernel keeps of the inode's attributes is not true any more. It may have forgotten the inode: no matter. */
+void tell_attributes_changed(struct mirror *mirror, uint64_t nodeid) {
+    struct {
+        struct fuse_out_header header;
+        struct fuse_notify_inval_inode_out inode;
+    } told = {
+        .header = {.len = sizeof told, .error = FUSE_NOTIFY_INVAL_INODE},
+        .inode = {.ino = nodeid, .off = -1}, /* of its pages nothing */
+    };
+    if (write(mirror->device, &told, sizeof told) < 0) return;
+}
+
 /* ---- workers -------------------------------------------------------------------------------------------- */
 
 int worker_begin(struct worker *worker, struct mirror *mirror) {

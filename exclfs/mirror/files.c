@@ -400,6 +400,8 @@ void op_copy_file_range(struct worker *worker, const struct request *request) {
     ssize_t done = error ? 0 : copy_file_range(from, &from_offset, to, &to_offset, size, (unsigned)in->flags);
     if (!error && done < 0) error = errno;
     become_server(worker);
+    /* The source has been read, which the kernel does not take into account. */
+    if (!error) tell_attributes_changed(worker->mirror, file_of(in->fh_in)->inode->nodeid);
     if (error) reply_result(worker, request, error);
     else {
         struct fuse_write_out out = {.size = (uint32_t)done};

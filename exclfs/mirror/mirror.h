@@ -317,6 +317,7 @@ int worker_begin(struct worker *worker, struct mirror *mirror); /* 0 or -errno, 
 void worker_end(struct worker *worker);
 int reply(struct worker *worker, uint64_t unique, const void *body, size_t size); /* 0 or -errno of the write */
 void reply_error(struct worker *worker, uint64_t unique, int error);              /* error: positive errno, or 0 */
+void tell_attributes_changed(struct mirror *mirror, uint64_t nodeid);
 void negotiate(struct worker *worker, const struct request *request);
 
 /* A window that a lock closes, widened on purpose in a test build. */
@@ -481,6 +482,7 @@ int become_if_able(struct worker *worker, const struct fuse_in_header *header);
 int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t umask);
 int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip);
 int become_nobody(struct worker *worker, bool strip);
+int become_lister(struct worker *worker, const struct fuse_in_header *header);
 void become_server(struct worker *worker); /* back to what the server is */
 int run_as(uid_t uid, gid_t gid, const gid_t *groups, size_t count, int (*work)(void *), void *argument);
 

@@ -17,7 +17,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
-enum { RESERVE = 1u << CAP_SYS_RESOURCE, SETID = 1u << CAP_FSETID }; /* both lie in the first word */
+enum { RESERVE = 1u << CAP_SYS_RESOURCE, SETID = 1u << CAP_FSETID, ADMIN = 1u << CAP_SYS_ADMIN }; /* the first word */
 
 static int change_capabilities(const struct worker *worker, unsigned without) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
@@ -109,11 +109,23 @@ int become_creator(struct worker *worker, const struct fuse_in_header *header, m
     return error;
 }
 
+/* A test build lets setuid bits survive, to show that the tests see it (tests/conformance). */
+#ifdef EXCLFS_TEST_KEEPS_SETUID
+enum { GIVEN_UP_TO_WRITE = 0 };
+#else
+enum { GIVEN_UP_TO_WRITE = SETID };
+#endif
+
 int become_writer(struct worker *worker, const struct fuse_in_header *header, bool strip) {
     int error = become(worker, header);
     if (error) return error;
     /* Root's own writes keep setuid bits, as they would on the backing filesystem. */
-    return strip || header->uid != 0 ? give_up(worker, SETID) : 0;
+    return strip || header->uid != 0 ? give_up(worker, GIVEN_UP_TO_WRITE) : 0;
+}
+
+/* For the names of xattrs: whether those of root are shown to others is for the backing filesystem to say. */
+int become_lister(struct worker *worker, const struct fuse_in_header *header) {
+    return header->uid == 0 ? 0 : give_up(worker, ADMIN);
 }
 
 /* Somebody without any claim. Not 65534: filesystems are made with a reserve for "nobody" (resuid=65534). */

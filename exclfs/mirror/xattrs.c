@@ -57,25 +57,13 @@ static int get(struct worker *worker, const struct request *request, const char 
     return reply_value(worker, request, getxattr(path, request->name, worker->out, room(request)));
 }
 
-/* The names without those that only root is shown; the size of what is left. */
-static size_t without_trusted(char *names, size_t size) {
-    char *to = names;
-    for (const char *at = names, *end = names + size; at < end;) {
-        size_t length = strlen(at) + 1;
-        if (strncmp(at, "trusted.", 8) != 0) {
-            memmove(to, at, length);
-            to += length;
-        }
-        at += length;
-    }
-    return (size_t)(to - names);
-}
-
 static int list(struct worker *worker, const struct request *request, const char *path) {
-    const struct fuse_getxattr_in *in = request->argument;
-    ssize_t size = listxattr(path, worker->out, BODY_MAX);
-    if (size > 0 && request->header->uid != 0) size = (ssize_t)without_trusted(worker->out, (size_t)size);
-    if (in->size != 0 && size > (ssize_t)in->size) return ERANGE;
+    int error = become_lister(worker, request->header);
+    if (error) return error;
+    ssize_t size = listxattr(path, worker->out, room(request));
+    error = errno;
+    become_server(worker);
+    errno = error;
     return reply_value(worker, request, size);
 }
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
 BLOCK = 4096
-KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT, UNSHARE = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT, UNSHARE, WRITE_ZEROES = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40, 0x80
 
 
 def on_file(use: Callable[[int], Any], flags: int = os.O_RDWR | os.O_CREAT) -> Any:
@@ -63,7 +63,7 @@ def test_holes_are_found_where_they_are(twins: Twins) -> None:
 
 @pytest.mark.parametrize(
     "mode",
-    [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, PUNCH_HOLE, ZERO, ZERO | KEEP_SIZE, UNSHARE, 0x80],
+    [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, PUNCH_HOLE, ZERO, ZERO | KEEP_SIZE, 0x100],
     ids=hex,
 )
 @pytest.mark.parametrize("place", [(0, BLOCK), (4 * BLOCK, 8 * BLOCK), (100, 200), (60 * BLOCK, 8 * BLOCK), (0, 0)])
@@ -78,8 +78,8 @@ def test_fallocate(twins: Twins, mode: int, place: tuple[int, int]) -> None:
     twins.must_be_equal()
 
 
-@pytest.mark.parametrize("mode", [COLLAPSE, INSERT], ids=hex)
-def test_ranges_cannot_be_taken_out_or_put_in(twins: Twins, mode: int) -> None:
+@pytest.mark.parametrize("mode", [COLLAPSE, INSERT, UNSHARE, WRITE_ZEROES], ids=hex)
+def test_ranges_cannot_be_taken_out_or_put_in_or_made_ones_own(twins: Twins, mode: int) -> None:
     """FUSE does not know these modes (limits.md)."""
     (twins.behind / "file").write_bytes(b"x" * 4 * BLOCK)
     with open(twins.mount / "file", "r+b") as file, pytest.raises(OSError, match="not supported"):

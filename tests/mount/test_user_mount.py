@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import Mounted, start
-from twins import BOB, EXCHANGE, NOREPLACE, ROOT, SHARED, Twins, User, acl_for, as_user, fallocate, rename2
+from twins import BOB, EXCHANGE, NOREPLACE, ROOT, SHARED, Twins, acl_for, as_user, fallocate, rename2
+from user_mounts import NOBODY, mounted_by_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+    from harness import Mounted
 
-NOBODY = User("nobody", pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid, (SHARED,))
-"""fusermount3 mounts only for users who have a name."""
-AS_NOBODY = f"""
-import encodings.idna, os, sys
-from exclfs.mount import main
-os.setgroups([{SHARED}])
-os.setresgid({NOBODY.gid}, {NOBODY.gid}, {NOBODY.gid})
-os.setresuid({NOBODY.uid}, {NOBODY.uid}, {NOBODY.uid})
-sys.exit(main())
-"""
+pytestmark = [pytest.mark.mount, pytest.mark.root]
 
 
 @pytest.fixture(scope="module")
 def users_mount() -> Iterator[Mounted]:
-    if not shutil.which("fusermount3"):
-        pytest.skip("needs fusermount3 (package fuse3)")
     directory = Path(tempfile.mkdtemp(prefix="exclfs-test-"))
-    mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
-    os.chmod("/dev/fuse", 0o666)  # as udev makes it; bare machines have 0600
     try:
-        directory.chmod(0o755)
-        for name in ("tree", "mnt", "shadow", "run", "log"):
-            (directory / name).touch() if name == "log" else (directory / name).mkdir()
-            os.chown(directory / name, NOBODY.uid, NOBODY.gid)
-        os.chown(directory, NOBODY.uid, NOBODY.gid)
-        with start(
-            directory,
-            program=("-c", AS_NOBODY),
-            environment={"XDG_RUNTIME_DIR": str(directory / "run")},
-            allow_other=False,
-            kernel_flags=("nodev", "nosuid"),
-        ) as mounted:
+        with mounted_by_nobody(directory) as mounted:
             yield mounted
     finally:
-        os.chmod("/dev/fuse", mode)
         shutil.rmtree(directory)
 
 

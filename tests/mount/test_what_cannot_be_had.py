@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import start
-from twins import LIBC, Twins, check, handle_of, open_handle
+from twins import CAROL, LIBC, Twins, as_user, check, handle_of, open_handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +68,54 @@ def test_the_filesystem_is_not_frozen_through_the_mount(twins: Twins) -> None:
         assert errno_of(lambda: fcntl.ioctl(fd, FIFREEZE, array.array("i", [0]))) == "ENOTSUP"
     finally:
         os.close(fd)
+
+
+def test_a_directory_has_neither_holes_nor_data(twins: Twins) -> None:
+    """Filesystems differ here; the kernel's FUSE says that a directory is all data, of its size."""
+    fd = os.open(twins.mount, os.O_RDONLY)
+    try:
+        assert (os.lseek(fd, 0, os.SEEK_DATA), os.lseek(fd, 0, os.SEEK_HOLE)) == (0, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+
+
+def test_what_goes_through_a_fifo_touches_no_times(twins: Twins) -> None:
+    os.mkfifo(twins.mount / "fifo")
+    before = os.stat(twins.behind / "fifo")
+    fd = os.open(twins.mount / "fifo", os.O_RDWR)
+    try:
+        os.write(fd, b"data")
+        assert os.read(fd, 4) == b"data"
+    finally:
+        os.close(fd)
+    after = os.stat(twins.mount / "fifo")
+    assert (after.st_atime_ns, after.st_mtime_ns) == (before.st_atime_ns, before.st_mtime_ns)
+
+
+def test_a_write_from_nowhere_has_cleared_nothing_without_passthrough(any_mount: Mounted, twins: Twins) -> None:
+    """Elsewhere setuid bits have gone before it fails; here the kernel has nothing to send."""
+    (twins.behind / "file").write_text("text")
+    os.chmod(twins.behind / "file", 0o4777)
+
+    def attempt() -> None:
+        fd = os.open("file", os.O_WRONLY)
+        try:
+            check(LIBC.write(fd, ctypes.c_void_p(1), 8))
+        finally:
+            os.close(fd)
+
+    said = errno_of(lambda: as_user(CAROL, attempt, cwd=twins.mount))
+    assert said == "EFAULT"
+    passes_through = "nopassthrough" not in str(any_mount.root)
+    assert os.stat(twins.behind / "file").st_mode & 0o7777 == (0o777 if passes_through else 0o4777)
+
+
+def test_reading_an_empty_file_is_not_passed_on_without_passthrough(any_mount: Mounted, twins: Twins) -> None:
+    (twins.behind / "file").touch()
+    os.utime(twins.behind / "file", ns=(10**18, 10**18))
+    assert (twins.mount / "file").read_bytes() == b""
+    touched = os.stat(twins.behind / "file").st_atime_ns != 10**18
+    assert touched == ("nopassthrough" not in str(any_mount.root)) or "noatime" in mount_options_of(twins.behind)
 
 
 def test_there_are_no_quotas_on_the_mount(twins: Twins) -> None:
