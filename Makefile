@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-report bench-check bench-holding bench-syscalls bench-why clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always filesystems sequences tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-report bench-check bench-holding bench-syscalls bench-why clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -62,6 +62,15 @@ mounted-asked: .venv/.exclfs-dev ## as mounted, with a verdict asked for everyth
 
 ask-always: .venv/.exclfs-dev ## all tests that mount, with a verdict asked for everything
 	@EXCLFS_TEST_OPTIONS='{"ask_always": true}' $(BIN)/pytest -q -m mount $(ARGS)
+
+# The table at length and the tests that compare a mount with a tree beside it, wherever the kernel and mkfs allow.
+filesystems: .venv/.exclfs-dev ## a mount compared with the tree behind it on ext4, xfs, btrfs and tmpfs; needs root
+	@for kind in $(or $(ON),ext4 xfs btrfs tmpfs); do \
+		echo "on $$kind:"; \
+		EXCLFS_TEST_FILESYSTEM=$$kind $(BIN)/pytest -q $$(grep -lE '\btwins: Twins\b' tests/mount/test_*.py) \
+			tests/mount/test_behind_the_mount.py $(ARGS) || exit 1; \
+	done
+	@EXCLFS_CONFORMANCE=$(or $(EACH),4) $(BIN)/pytest -q --timeout=0 tests/conformance $(ARGS)
 
 sanitize: .venv/.exclfs-dev ## tests/mirror and the mounted tests under AddressSanitizer + UBSan, then ThreadSanitizer
 	@scripts/sanitize.sh asan $(ARGS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from filesystems import filesystem
 from harness import Mounted, default_options, mounts_now, start
 
 if TYPE_CHECKING:
@@ -25,10 +27,18 @@ def _obstacle(item: pytest.Item) -> str | None:
     return None
 
 
-def pytest_configure() -> None:
-    """Takes all descriptors that there are to be had: a test opens a thousand connections."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Takes all descriptors that there are to be had: a test opens a thousand connections.
+
+    EXCLFS_TEST_FILESYSTEM=xfs (…) puts everything that tests make, and so every backing tree, on such a filesystem.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if kind := os.environ.get("EXCLFS_TEST_FILESYSTEM"):
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        config.option.basetemp = stack.enter_context(filesystem(kind)) / "tests"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

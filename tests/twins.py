@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import platform
+import queue
 import stat
 import struct
 import threading
@@ -115,6 +116,19 @@ def acl_for(user: int, permissions: int, *, base: int = 0o750) -> bytes:
     )
 
 
+def become(user: User, cwd: Path | None = None) -> None:
+    """Makes this thread, which must be a new one, that user's, and takes it there."""
+    check(LIBC.unshare(CLONE_FS))
+    entered = cwd is None or entered_by_root(cwd)
+    os.umask(user.umask)
+    groups = (ctypes.c_uint32 * len(user.groups))(*user.groups)
+    check(LIBC.syscall(SETGROUPS, len(user.groups), groups))
+    check(LIBC.syscall(SETRESGID, user.gid, user.gid, user.gid))
+    check(LIBC.syscall(SETRESUID, user.uid, user.uid, user.uid))
+    if cwd is not None and not entered:
+        os.chdir(cwd)
+
+
 def as_user(user: User, work: Callable[[], T], *, cwd: Path | None = None) -> T:
     """What `work` gives, or raises, when this user does it there."""
     outcome: list[T] = []
@@ -122,15 +136,7 @@ def as_user(user: User, work: Callable[[], T], *, cwd: Path | None = None) -> T:
 
     def run() -> None:
         try:
-            check(LIBC.unshare(CLONE_FS))
-            entered = cwd is None or entered_by_root(cwd)
-            os.umask(user.umask)
-            groups = (ctypes.c_uint32 * len(user.groups))(*user.groups)
-            check(LIBC.syscall(SETGROUPS, len(user.groups), groups))
-            check(LIBC.syscall(SETRESGID, user.gid, user.gid, user.gid))
-            check(LIBC.syscall(SETRESUID, user.uid, user.uid, user.uid))
-            if cwd is not None and not entered:
-                os.chdir(cwd)
+            become(user, cwd)
             outcome.append(work())
         except BaseException as error:
             raised.append(error)
@@ -141,6 +147,45 @@ def as_user(user: User, work: Callable[[], T], *, cwd: Path | None = None) -> T:
     if raised:
         raise raised[0]
     return outcome[0]
+
+
+class Actor:
+    """A user in a directory who stays there: a thread that does one piece of work after the other."""
+
+    def __init__(self, user: User, cwd: Path) -> None:
+        self.user = user
+        self._work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, args=(cwd,), name=user.name)
+        self._thread.start()
+        self.do(lambda: None)
+
+    def _run(self, cwd: Path) -> None:
+        try:
+            become(self.user, cwd)
+        except BaseException as error:
+            self._work.get()
+            self._done.put((None, error))
+            return
+        while (work := self._work.get()) is not None:
+            try:
+                self._done.put((work(), None))
+            except BaseException as error:
+                self._done.put((None, error))
+
+    def do(self, work: Callable[[], T]) -> T:
+        """What `work` gives, or raises, when this user does it."""
+        self._work.put(work)
+        result, error = self._done.get()
+        if error is not None:
+            raise error
+        outcome: T = result
+        return outcome
+
+    def leave(self) -> None:
+        """Ends the thread; it is nowhere any more."""
+        self._work.put(None)
+        self._thread.join()
 
 
 def entered_by_root(directory: Path) -> bool:
