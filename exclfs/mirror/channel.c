@@ -173,7 +173,9 @@ static void *work(void *argument) {
 
 static void interrupt(int signal) { (void)signal; }
 
-static int wake_signal(void) { return SIGRTMIN + 3; }
+/* One that does not queue: a worker that cannot be woken must not use up what signals the user may have pending. It is
+ * ignored by default, and Python does not use it. */
+static int wake_signal(void) { return SIGURG; }
 
 int channel_start(struct mirror *mirror) {
     if (mirror->started) return -EALREADY;
