@@ -4,10 +4,17 @@
  * The offset of an entry is the backing filesystem's own (d_off; listing.c has the exception), so telldir and seekdir
  * mean what they mean there, and a listing that goes on while others create and delete sees each stable entry exactly
  * once.
+ *
+ * The kernel begins each listing with READDIRPLUS, and goes on with it only if somebody asks for an inode meanwhile. An
+ * entry that is looked up for it costs ten times one that is only named, and a tenth of a lookup later. So a listing
+ * begins with a few, and whoever asks for their inodes gets all others along. Who reads all names first and then asks,
+ * as fts(3) does, is found out by lookups that follow a short beginning: after some of them listings begin long again.
  */
 #include "mirror.h"
 
 #include <dirent.h>
+
+enum { FIRST_FEW = 16, MISSED_ENOUGH = 32, MISSED_MOST = 64 }; /* entries; lookups; lookups */
 
 struct open_directory {
     struct inode *inode;
@@ -86,16 +93,38 @@ static void forget_listed(struct mirror *mirror, const char *at, const char *end
     }
 }
 
+/* ---- how long a listing begins --------------------------------------------------------------------------- */
+
+static atomic_ulong *remembered(struct mirror *mirror, uint64_t nodeid) {
+    return &mirror->listings.begun_short[nodeid % LISTINGS];
+}
+
+/* How many entries the first packet of a listing may look up. Neither number is exact when threads meet: it is a guess. */
+static size_t first_lookups(struct mirror *mirror, uint64_t nodeid) {
+    unsigned missed = atomic_load_explicit(&mirror->listings.missed, memory_order_relaxed);
+    if (missed > 0) atomic_store_explicit(&mirror->listings.missed, missed - 1, memory_order_relaxed);
+    if (missed >= MISSED_ENOUGH) return SIZE_MAX;
+    atomic_store_explicit(remembered(mirror, nodeid), nodeid, memory_order_relaxed);
+    return FIRST_FEW;
+}
+
+void listing_missed(struct mirror *mirror, uint64_t directory) {
+    if (atomic_load_explicit(remembered(mirror, directory), memory_order_relaxed) != directory) return;
+    unsigned missed = atomic_load_explicit(&mirror->listings.missed, memory_order_relaxed);
+    if (missed < MISSED_MOST) atomic_store_explicit(&mirror->listings.missed, missed + 1, memory_order_relaxed);
+}
+
 static void list(struct worker *worker, const struct request *request, bool plus) {
     const struct fuse_read_in *in = request->argument;
     struct open_directory *directory = directory_of(in->fh);
     size_t room = in->size < BODY_MAX ? in->size : BODY_MAX, used = 0;
+    size_t lookups = plus && in->offset == 0 ? first_lookups(worker->mirror, request->header->nodeid) : SIZE_MAX;
 
     pthread_mutex_lock(&directory->lock);
     struct listing *listing = &directory->listing;
     int error = listing_seek(listing, in->offset);
     const struct linux_dirent64 *entry;
-    while (!error && (entry = listing_next(listing, &error)) != NULL) {
+    while (!error && lookups > 0 && (entry = listing_next(listing, &error)) != NULL) {
         size_t length = strlen(entry->d_name);
         size_t size = FUSE_REC_ALIGN((plus ? FUSE_NAME_OFFSET_DIRENTPLUS : FUSE_NAME_OFFSET) + length);
         if (length > NAME_MAX || size > room - used) break;
@@ -105,6 +134,7 @@ static void list(struct worker *worker, const struct request *request, bool plus
             struct fuse_direntplus *to = (struct fuse_direntplus *)(worker->out + used);
             put_name(worker, directory, &to->dirent, entry, length, offset);
             put_inode(worker, directory, to);
+            if (to->entry_out.nodeid != 0) lookups--;
         } else
             put_name(worker, directory, (struct fuse_dirent *)(worker->out + used), entry, length, offset);
         used += size;

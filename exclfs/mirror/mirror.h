@@ -239,6 +239,14 @@ struct gates {
     bool running, stopping;
 };
 
+enum { LISTINGS = 64 };
+
+/* Directories that were listed, and lookups that listing more of their inodes would have spared (directories.c). */
+struct listings {
+    atomic_ulong begun_short[LISTINGS]; /* nodeids, each at its own place */
+    atomic_uint missed;
+};
+
 struct mirror {
     struct settings settings;
     int device;       /* /dev/fuse */
@@ -272,6 +280,7 @@ struct mirror {
     struct failures writeback;
     struct questions questions;
     struct gates gates;
+    struct listings listings;
     atomic_bool handles; /* file handles of the root device can be opened */
     bool flushes;        /* closing a file does something on the root device's filesystem */
     atomic_bool passthrough;
@@ -549,6 +558,7 @@ void op_readdir(struct worker *, const struct request *);
 void op_readdirplus(struct worker *, const struct request *);
 void op_releasedir(struct worker *, const struct request *);
 void op_fsyncdir(struct worker *, const struct request *);
+void listing_missed(struct mirror *mirror, uint64_t directory); /* what is in it has been looked up */
 void op_setxattr(struct worker *, const struct request *);
 void op_getxattr(struct worker *, const struct request *);
 void op_listxattr(struct worker *, const struct request *);

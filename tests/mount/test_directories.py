@@ -8,10 +8,17 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from program import document
 from twins import ALICE, Twins, as_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness import Mounted
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
@@ -191,3 +198,51 @@ def test_many_readers_of_one_directory_stream_and_of_many(twins: Twins) -> None:
     ]
     assert [int(reader.communicate()[0]) for reader in readers] == [3000] * 4
     assert as_user(ALICE, lambda: len(os.listdir("directory")), cwd=twins.mount) == 3000
+
+
+# --- how much of a listing is looked up -------------------------------------------------------------------------------
+
+
+def directory_of(directory: Path, files: int = 300) -> str:
+    directory.mkdir()
+    for number in range(files):
+        (directory / f"file{number}").touch()
+    return directory.name
+
+
+def test_a_listing_that_begins_short_is_whole(twins: Twins) -> None:
+    for files in (*range(13, 20), 40):
+        directory = twins.mount / directory_of(twins.behind / f"of {files}", files)
+        expected = sorted(f"file{number}" for number in range(files))
+        assert sorted(os.listdir(directory)) == expected
+        with os.scandir(directory) as found:
+            assert sorted(entry.name for entry in found if entry.stat()) == expected
+
+
+def lookups(mounted: Mounted) -> int:
+    requests = document("status", mounted.root)["requests"]
+    assert isinstance(requests, dict)
+    return int(requests["lookup"])
+
+
+def test_as_much_is_looked_up_as_is_asked_for(mount: Callable[..., Mounted]) -> None:
+    mounted = mount()  # it has no habits yet
+    names, inodes = (directory_of(mounted.backing / name) for name in ("names", "inodes"))
+    assert len(os.listdir(mounted.root / names)) == 300
+    known = document("status", mounted.root)["inodes"]
+    assert isinstance(known, int)
+    assert known < 30  # names alone
+
+    with os.scandir(mounted.root / inodes) as found:  # a few by a request each, all others along with the listing
+        assert all(entry.stat(follow_symlinks=False).st_size == 0 for entry in found)
+    assert lookups(mounted) < 30
+
+    spared = []  # who reads all names before asking is found out
+    for name in ("after", "again"):
+        directory = mounted.root / directory_of(mounted.backing / name)
+        before = lookups(mounted)
+        for one in os.listdir(directory):
+            (directory / one).stat()
+        spared.append(300 - (lookups(mounted) - before))
+    assert spared[0] < 30
+    assert spared[1] > 100
