@@ -100,11 +100,13 @@ int become_if_able(struct worker *worker, const struct fuse_in_header *header) {
     return worker->mirror->settings.privileged ? become(worker, header) : 0;
 }
 
+/* The umask stays as it is afterwards: nothing looks at it but what comes through here. */
 int become_creator(struct worker *worker, const struct fuse_in_header *header, mode_t mask) {
     int error = become(worker, header);
+    mask &= 0777;
     if (!error && mask != worker->umask) {
-        umask(mask & 0777);
-        worker->umask = mask & 0777;
+        umask(mask);
+        worker->umask = mask;
     }
     return error;
 }
@@ -147,10 +149,6 @@ void become_server(struct worker *worker) {
     if (worker->fsgid != worker->own_gid) {
         if (set_fsgid(worker->own_gid)) abort();
         worker->fsgid = worker->own_gid;
-    }
-    if (worker->umask != 0) {
-        umask(0);
-        worker->umask = 0;
     }
 }
 
