@@ -100,12 +100,14 @@ static atomic_ulong *remembered(struct mirror *mirror, uint64_t nodeid) {
 }
 
 /* How many entries the first packet of a listing may look up. Neither number is exact when threads meet: it is a guess. */
-static size_t first_lookups(struct mirror *mirror, uint64_t nodeid) {
+static size_t first_lookups(struct mirror *mirror) {
     unsigned missed = atomic_load_explicit(&mirror->listings.missed, memory_order_relaxed);
     if (missed > 0) atomic_store_explicit(&mirror->listings.missed, missed - 1, memory_order_relaxed);
-    if (missed >= MISSED_ENOUGH) return SIZE_MAX;
-    atomic_store_explicit(remembered(mirror, nodeid), nodeid, memory_order_relaxed);
-    return FIRST_FEW;
+    return missed >= MISSED_ENOUGH ? SIZE_MAX : FIRST_FEW;
+}
+
+static void listing_cut(struct mirror *mirror, uint64_t directory) {
+    atomic_store_explicit(remembered(mirror, directory), directory, memory_order_relaxed);
 }
 
 void listing_missed(struct mirror *mirror, uint64_t directory) {
@@ -118,7 +120,7 @@ static void list(struct worker *worker, const struct request *request, bool plus
     const struct fuse_read_in *in = request->argument;
     struct open_directory *directory = directory_of(in->fh);
     size_t room = in->size < BODY_MAX ? in->size : BODY_MAX, used = 0;
-    size_t lookups = plus && in->offset == 0 ? first_lookups(worker->mirror, request->header->nodeid) : SIZE_MAX;
+    size_t lookups = plus && in->offset == 0 ? first_lookups(worker->mirror) : SIZE_MAX;
 
     pthread_mutex_lock(&directory->lock);
     struct listing *listing = &directory->listing;
@@ -141,6 +143,7 @@ static void list(struct worker *worker, const struct request *request, bool plus
         listing_take(listing, entry, offset);
     }
     pthread_mutex_unlock(&directory->lock);
+    if (lookups == 0) listing_cut(worker->mirror, request->header->nodeid);
 
     if (error && used == 0) reply_error(worker, request->header->unique, -error);
     else if (reply(worker, request->header->unique, worker->out, used) && plus)
