@@ -207,18 +207,19 @@ int channel_start(struct mirror *mirror) {
  * device is closed. */
 void channel_stop(struct mirror *mirror) {
     atomic_store(&mirror->ended, true);
+    uint64_t wait = 5000000; /* ns */
     for (unsigned i = 0; i < mirror->workers; i++) {
-        struct timespec patience;
+        struct timespec until;
         do {
             /* Whoever reads may keep the others from it, so all are woken. */
             for (unsigned j = i; j < mirror->workers; j++) pthread_kill(mirror->threads[j], wake_signal());
-            clock_gettime(CLOCK_REALTIME, &patience);
-            patience.tv_nsec += 5000000;
-            if (patience.tv_nsec >= 1000000000) {
-                patience.tv_sec++;
-                patience.tv_nsec -= 1000000000;
-            }
-        } while (pthread_timedjoin_np(mirror->threads[i], NULL, &patience) == ETIMEDOUT);
+            clock_gettime(CLOCK_REALTIME, &until);
+            uint64_t nanoseconds = (uint64_t)until.tv_nsec + wait;
+            until.tv_sec += (time_t)(nanoseconds / 1000000000);
+            until.tv_nsec = (long)(nanoseconds % 1000000000);
+            /* A thread that the kernel does not let go keeps every signal: there is a limit, and it is of the user. */
+            if (wait < 10000000000) wait += wait / 4;
+        } while (pthread_timedjoin_np(mirror->threads[i], NULL, &until) == ETIMEDOUT);
     }
     free(mirror->threads);
     mirror->threads = NULL;
