@@ -22,6 +22,9 @@ missing_packages() {
     have getfattr || echo attr
     have setfacl || echo acl
     [ "$with" != dev ] || have rsync || echo rsync
+    [ "$with" != dev ] || have git || echo git
+    [ "$with" != dev ] || have fuser || echo psmisc
+    [ "$with" != dev ] || have systemd-tmpfiles || echo systemd-standalone-tmpfiles
     [ "$with" != dev ] || have mkfs.ext4 || echo e2fsprogs
     [ "$with" != dev ] || have mkfs.xfs || echo xfsprogs
     [ "$with" != dev ] || have mkfs.btrfs || echo btrfs-progs

@@ -14,6 +14,7 @@ unlinks. Who takes an object into use in between was asked about too early:
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 
@@ -21,6 +22,8 @@ import pytest
 
 CULLER = ["find", "objects", "-type", "f", "-atime", "+7", "!", "-exec", "fuser", "-s", "{}", ";", "-delete"]
 TEN_DAYS = 10 * 24 * 3600
+
+pytestmark = pytest.mark.skipif(not shutil.which("fuser"), reason="needs fuser")
 
 
 @pytest.fixture
