@@ -101,7 +101,7 @@ class Program:
             self._popen = popen = subprocess.Popen(command, env=self._env, **options)
             theirs.close()
             try:
-                self._become(ours)
+                self._become(ours, popen)
             except BaseException:
                 self._supervisor.end(0)
                 popen.kill()
@@ -113,7 +113,7 @@ class Program:
             self._supervisor.changed.notify_all()
         return self
 
-    def _become(self, starter: socket.socket) -> None:
+    def _become(self, starter: socket.socket, popen: subprocess.Popen[Any]) -> None:
         """Has the launcher become the program, and the supervisor watch it."""
         starter.settimeout(TIMEOUT)
         environment = {os.fsencode(name): os.fsencode(value) for name, value in self._env.items()}
@@ -122,7 +122,7 @@ class Program:
         said, descriptors, _, _ = socket.recv_fds(starter, 1, 1)
         if said == b"L":
             os.set_inheritable(descriptors[0], False)
-            self._supervisor.start(seccomp.Listener(descriptors[0]))
+            self._supervisor.start(seccomp.Listener(descriptors[0]), popen.pid, popen.poll)
             said = b""
         while more := starter.recv(64):
             said += more

@@ -23,7 +23,7 @@ from attrs import define
 from exclfs.testing.trail import Fate, Trail
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from exclfs.testing.calls import Call, CallReader
     from exclfs.testing.seccomp import Listener, Notification
@@ -86,22 +86,29 @@ class Supervisor:
         """Nobody is left who could be stopped."""
         self.elsewhere = 0
         """How many calls were about nothing in the mount, or could not be read."""
-        self.threads: Final[set[int]] = set()
-        """Every thread that was ever stopped in the mount or outside."""
         self._calls = calls
         self._reader = reader
         self._watches: list[Watch] = []
         self._delayed: list[tuple[float, int, Standing, Watch]] = []
         self._killing = False
         self._listener: Listener | None = None
-        self._wake = -1
+        self._wake = self._pidfd = -1
+        self._reap: Callable[[], object] = lambda: None
         self._thread: threading.Thread | None = None
 
     # --- its life -----------------------------------------------------------------------------------------------
 
-    def start(self, listener: Listener) -> None:
-        """Begins to watch; the listener becomes its own."""
+    def start(self, listener: Listener, pid: int, reap: Callable[[], object]) -> None:
+        """Begins to watch.
+
+        Args:
+            listener: becomes its own.
+            pid: of the program, a child of this process.
+            reap: waits for it when it has exited. Before Linux 6.11 a filter ends only when its last process has been
+                waited for, and then alone is the listener at its end.
+        """
         self._listener = listener
+        self._pidfd, self._reap = os.pidfd_open(pid), reap
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=f"supervisor of {self.program}", daemon=True)
         self._thread.start()
@@ -121,6 +128,7 @@ class Supervisor:
         self._thread.join()
         self._thread = None
         os.close(self._wake)
+        os.close(self._pidfd)
         assert self._listener is not None
         self._listener.close()
 
@@ -130,9 +138,12 @@ class Supervisor:
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
         try:
-            while self._once(self._listener, dict(poll.poll(self._until_next()))):
-                pass
+            while self._once(self._listener, ready := dict(poll.poll(self._until_next()))):
+                if self._pidfd in ready:
+                    poll.unregister(self._pidfd)
+                    self._reap()
         except BaseException:
             self._listener.close()
             raise
@@ -159,7 +170,6 @@ class Supervisor:
 
     def _arrived(self, notification: Notification) -> None:
         assert self._listener is not None
-        self.threads.add(notification.pid)
         if self._killing:
             self._kill(notification.id, notification.pid)
             return

@@ -78,9 +78,9 @@ _O: Final = Operation
 
 TABLE: Final = (
     # Opening; which operation it really is (open, create, opendir) is in the flags, and whether the file is there.
-    SystemCall("open", _O.OPEN, ByName(0, None, True, 1, os.O_NOFOLLOW), x86_64=2),
+    SystemCall("open", _O.OPEN, _FOLLOWED, x86_64=2),
     SystemCall("creat", _O.OPEN, _FOLLOWED, x86_64=85),
-    SystemCall("openat", _O.OPEN, _at(1, follows=True, flags=2, turn=os.O_NOFOLLOW), x86_64=257, aarch64=56),
+    SystemCall("openat", _O.OPEN, _at(1, follows=True), x86_64=257, aarch64=56),
     SystemCall("openat2", _O.OPEN, _at(1, follows=True), x86_64=437, aarch64=437),
     # Names that come, change and go.
     SystemCall("mkdir", _O.MKDIR, _NOT_FOLLOWED, x86_64=83),

@@ -197,9 +197,9 @@ def test_what_is_killed_where_it_stands_is_gone_and_has_done_nothing(tree: Path)
         stopped = gate.wait()
         program.kill()
         assert program.wait() == -signal.SIGKILL
-        assert gate.waiting == ()
         with pytest.raises(NobodyWaits):
             gate.open_one(stopped)
+        assert gate.waiting == ()
     assert (tree / "a").exists()
 
 
