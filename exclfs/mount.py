@@ -211,7 +211,9 @@ class _Server:
         )
         self._keeper.subscribe(log.record)
         self._reaper = Reaper(self._keeper)
-        self._gates = Gates(mirror.sightings, wanted=settled.gates)
+        self._gates = Gates(
+            mirror.sightings, wanted=settled.gates, passthrough=lambda: bool(mirror.counters()["passthrough"])
+        )
 
     async def serve(self, ready: Ready) -> None:
         """Serves until the mount ends or a signal ends it. Whatever happens, no mount stays behind."""

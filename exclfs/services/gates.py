@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field, frozen
 
-from exclfs.gating import TELLING, Occurrences, When
+from exclfs.gating import TELLING, Occurrences, Operation, When
 from exclfs.host.lineage import comm, lineage
 from exclfs.mirror.sightings import GIVING, OPCODES, Stage
 from exclfs.wire.gate_messages import BadGate, HappenedRecord, NoSuchGate, StateReply, StoppedRecord
 
 if TYPE_CHECKING:
-    from exclfs.gating import Operation, Selection
+    from collections.abc import Callable
+
+    from exclfs.gating import Selection
     from exclfs.holds.lifetime import Connection
     from exclfs.mirror.sightings import Sighting, Sightings
 
 MOST_HAPPENED: Final = 200
 """How much of what happened is kept for each gate."""
 
+_OF_DATA: Final = frozenset({Operation.READ, Operation.WRITE})
 _SIDES: Final = {Stage.BEFORE: When.BEFORE, Stage.AFTER: When.AFTER}
 
 
@@ -86,10 +89,12 @@ class Gates:
     Args:
         sightings: those of the mirror.
         wanted: whether the mount has gates at all.
+        passthrough: tells whether the kernel reads and writes by itself.
     """
 
-    def __init__(self, sightings: Sightings, *, wanted: bool) -> None:
+    def __init__(self, sightings: Sightings, *, wanted: bool, passthrough: Callable[[], bool]) -> None:
         self._sightings = sightings
+        self._passthrough = passthrough
         self._wanted = wanted
         self._gates: dict[str, _Gate] = {}
         self._numbers = itertools.count(1)
@@ -113,6 +118,10 @@ class Gates:
             raise BadGate("the mount was not started with -o gates")
         if unknown := sorted(selection.operations - OPCODES.keys()):
             raise BadGate(f"{', '.join(unknown)} never comes to the mount: the kernel does it by itself")
+        if selection.operations & _OF_DATA and self._passthrough():
+            raise BadGate(
+                "the kernel reads and writes by itself on a mount with passthrough: start it with nopassthrough"
+            )
         if fault is not None and fault.answer is not None:
             self._check_answer(fault.answer, selection.when, selection.operations)
         self._take()  # what comes before it does not concern it

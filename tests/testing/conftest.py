@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     """A mount with gates, and nothing cached."""
-    with start(tmp_path_factory.mktemp("gated"), gates=True, entry_timeout=0.0, attr_timeout=0.0) as mounted:
+    options = {"gates": True, "entry_timeout": 0.0, "attr_timeout": 0.0, "passthrough": False}
+    with start(tmp_path_factory.mktemp("gated"), **options) as mounted:
         yield mounted
 
 

@@ -17,6 +17,7 @@ from exclfs.gating import Selection
 from exclfs.testing import CannotBeGated, GateNotReached, LeftAtGate, NobodyWaits
 from exclfs.testing.faults import Fault
 from exclfs.testing.server_gates import ServerGate
+from exclfs.wire.messages import StatusCall
 from gated import control_of
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ def test_an_abort_ends_everything(gated_alone: Mounted, run: Run) -> None:
         last.wait(PATIENCE)
         subprocess.run(["umount", "-f", mounted.path], capture_output=True, check=False)  # aborts, if it cannot unmount
         assert [rm.wait(PATIENCE) for rm in rms] == [1, 1]
+        assert all("Software caused connection abort" in rm.communicate()[1] for rm in rms)
         assert mounted.process.wait(PATIENCE) == 0
     assert os.listdir(mounted.backing / "a") == ["file"]
     assert os.listdir(mounted.backing / "b") == []
@@ -298,6 +300,17 @@ try:
 except Exception as error:
     print(type(error).__name__)
 """
+
+
+@pytest.mark.root
+def test_reads_and_writes_that_the_kernel_does_by_itself_are_refused(gated_alone: Mounted) -> None:
+    control = control_of(gated_alone)
+    if control.ask(StatusCall()).status.passthrough:
+        with pytest.raises(CannotBeGated, match="nopassthrough"):
+            gate(gated_alone, control, "write")
+    else:
+        pytest.skip("this kernel has no passthrough")
+    control.close()
 
 
 @pytest.mark.root
