@@ -297,6 +297,13 @@ struct inode *inode_seen(struct mirror *mirror, struct inode *parent, const char
     }
 }
 
+/* Each inode keeps its parent known. Of two directories that changed places behind the mount each may have been seen in
+ * the other: nothing would ever let go of such a circle. A directory that the kernel has forgotten is looked up before
+ * anybody uses it, so that its place may be forgotten too. */
+static void leave_circle(struct mirror *mirror, struct inode *directory) {
+    if (tree_is_below(mirror, directory, directory)) inode_lost(mirror, directory);
+}
+
 void inode_forget(struct mirror *mirror, uint64_t nodeid, uint64_t lookups) {
     if (nodeid == FUSE_ROOT_ID) return;
     struct inode *inode = inode_by_nodeid(mirror, nodeid);
@@ -306,6 +313,8 @@ void inode_forget(struct mirror *mirror, uint64_t nodeid, uint64_t lookups) {
     bool forgotten = inode->nlookup > 0 && inode->nlookup <= lookups;
     inode->nlookup = inode->nlookup > lookups ? inode->nlookup - lookups : 0;
     pthread_mutex_unlock(&shard->lock);
+    /* Besides the kernel's reference and this one: children, as a rule. */
+    if (forgotten && S_ISDIR(inode->type) && atomic_load(&inode->references) > 2) leave_circle(mirror, inode);
     if (forgotten) inode_put(mirror, inode);
     inode_put(mirror, inode);
 }
@@ -345,6 +354,15 @@ void inode_moved(struct mirror *mirror, struct inode *inode, struct inode *paren
     if (before != parent && S_ISDIR(inode->type) && atomic_load(&mirror->tree.below) > 0) tree_changed(mirror);
     if (before != NULL) inode_put(mirror, before);
     if (!atomic_load(&inode->removed)) backing_unpin(mirror, inode);
+}
+
+void inode_lost(struct mirror *mirror, struct inode *inode) {
+    pthread_mutex_t *lock = place_lock(mirror, inode);
+    pthread_mutex_lock(lock);
+    struct inode *before = inode->parent;
+    inode->parent = NULL;
+    pthread_mutex_unlock(lock);
+    if (before != NULL) inode_put(mirror, before);
 }
 
 struct inode *inode_parent(struct mirror *mirror, struct inode *inode) {

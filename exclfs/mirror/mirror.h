@@ -358,6 +358,7 @@ void inode_get(struct inode *inode);
 void inode_put(struct mirror *mirror, struct inode *inode);
 void inode_forget(struct mirror *mirror, uint64_t nodeid, uint64_t lookups);
 void inode_moved(struct mirror *mirror, struct inode *inode, struct inode *parent, const char *name);
+void inode_lost(struct mirror *mirror, struct inode *inode); /* nobody knows where it is */
 void inode_gone(struct mirror *mirror, struct inode *inode); /* its last link is removed: the key is free again */
 uint64_t shown_ino(const struct mirror *mirror, dev_t dev, ino_t ino);
 /* The path below the root, without a leading slash; at most size - 1 bytes, a deeper one begins with "...". */
