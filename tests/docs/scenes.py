@@ -152,9 +152,9 @@ class Stage:
 
 
 @contextmanager
-def staged(name: str, scratch: Path) -> Iterator[Stage]:
-    """The scene of this name."""
-    scene = SCENES[name]
+def staged(name: str | Scene, scratch: Path) -> Iterator[Stage]:
+    """The scene of this name, or this one."""
+    scene = SCENES[name] if isinstance(name, str) else name
     program = scratch / "bin/exclfs"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={HOME} exec {sys.executable} -m exclfs.cli "$@"\n')
