@@ -272,6 +272,7 @@ def exclfs_explore(
                 timeout=timeout,
             )
             print(done)
+            request.node.user_properties.append(("exploration", str(done)))
 
         names = [*(name for name in wanted if name != "scenario"), "exclfs_mount", "request"]
         test.__name__, test.__qualname__ = scenario.__name__, scenario.__qualname__

@@ -324,7 +324,7 @@ class Run:
                 return None  # what has exited is about to be told
             actor.seen.intersection_update({task.process for task in found} | {actor.pid})
         if self._server is not None:
-            for task in tasks.all_of([self._server]):
+            for task in tasks.all_of([self._server], calls=False):
                 if task.state not in "SZXTt":
                     return None
                 found.append(task)
@@ -354,7 +354,8 @@ class Run:
                     told.append(f"{actor.name} (pid {task.pid}) stands before {self._standing[task.pid].operation}")
                 elif task.state not in "ZX":
                     where = names_here().get(task.call, f"system call {task.call}") if task.call is not None else ""
-                    sleeps = f"sleeps in {where or 'the kernel'}{f' ({task.place})' if task.place else ''}"
+                    function = tasks.place(task)
+                    sleeps = f"sleeps in {where or 'the kernel'}{f' ({function})' if function else ''}"
                     told.append(f"{actor.name} (pid {task.pid}) {sleeps if task.state in 'SD' else 'runs'}")
         return "; ".join(told) or "nobody is left"
 

@@ -74,25 +74,27 @@ class Task:
     switches: int
     """How often it has been switched to, or away from."""
     call: int | None
-    """The system call that it is in; None: in none, or that cannot be read."""
-    place: str
-    """The function of the kernel that it sleeps in (wchan); "" if that cannot be read."""
+    """The system call that it sleeps in; None: in none, or that cannot be read, or was not asked."""
 
 
-def look_at(process: int, pid: int) -> Task | None:
-    """A thread as it is now; None if it is gone."""
+def look_at(process: int, pid: int, *, calls: bool = True) -> Task | None:
+    """A thread as it is now; None if it is gone. `calls` is whether its system call is asked."""
     where = f"/proc/{process}/task/{pid}/"
     line, switches = _read(where + "stat"), _switches(where)
     if not line or switches is None:
         return None
     words = line.rpartition(b")")[2].split()
     state = words[0].decode()
-    call, place = None, ""
-    if state in "SD":
+    call = None
+    if calls and state in "SD":
         text = (_read(where + "syscall") or b"").split()
         call = int(text[0]) if text and text[0].lstrip(b"-").isdigit() else None
-        place = (_read(where + "wchan") or b"").decode().strip("0")
-    return Task(pid, process, state, int(words[19]), switches, call, place)
+    return Task(pid, process, state, int(words[19]), switches, call)
+
+
+def place(task: Task) -> str:
+    """The function of the kernel that a thread sleeps in (wchan); "" if that cannot be read, or it does not."""
+    return (_read(f"/proc/{task.process}/task/{task.pid}/wchan") or b"").decode().strip("0")
 
 
 def _switches(where: str) -> int | None:
@@ -105,9 +107,9 @@ def _switches(where: str) -> int | None:
     return sum(counts) if counts else None
 
 
-def all_of(processes: Iterable[int]) -> list[Task]:
+def all_of(processes: Iterable[int], *, calls: bool = True) -> list[Task]:
     """All threads of these processes as they are now."""
-    found = [look_at(process, thread) for process in processes for thread in threads(process)]
+    found = [look_at(process, thread, calls=calls) for process in processes for thread in threads(process)]
     return [task for task in found if task is not None]
 
 
