@@ -30,10 +30,11 @@ from exclfs.testing.findings import (
     indented,
     listed,
     told_of,
+    write_down,
 )
 from exclfs.testing.programs import stoppable
 from exclfs.testing.runs import Deadlock, Endless, NotAsPlanned, Run, Step
-from exclfs.testing.scenarios import NAME, Directory, Scenario, Steps, Tree, emptied
+from exclfs.testing.scenarios import NAME, Directory, Scenario, Steps, Storied, Tree, emptied
 from exclfs.testing.schedules import (
     Choice,
     Schedule,
@@ -81,6 +82,8 @@ class _Explorer:
         emptied(scenario.backing)
         for actor in self.actors:
             scenario.actor(actor)
+        if isinstance(self.mount, Storied):
+            self.mount.begin_story()
         steps = self.scenario(scenario)
         if next(steps, self) is self:
             raise ValueError("a scenario has to yield once, where the actors are to run")
@@ -102,6 +105,8 @@ class _Explorer:
             failure = Failure(str(error), None)
         finally:
             self.last_steps = scenario.steps = run.steps
+            if isinstance(self.mount, Storied):
+                write_down(run.steps, self.mount.trail)
             run.close()
             if failure is not None or not run.ended:
                 steps.close()
@@ -260,7 +265,7 @@ def exclfs_explore(
             def one(run: Scenario) -> Steps:
                 return scenario(**given, scenario=run)
 
-            seed = request.config.getoption("--exclfs-seed", None)
+            seed = request.config.getoption("exclfs_seed")
             done = explore(
                 one,
                 actors,

@@ -73,13 +73,13 @@ class ScheduleFailed(AssertionError):
         """Who did what, in order."""
         self.schedules = schedules
         """How many had run when it was found."""
-        self.trail = _trail(steps)
+        self.trail = Trail()
         """The same as `steps`, as gates and timelines have it."""
+        write_down(steps, self.trail)
 
 
-def _trail(steps: Sequence[Step]) -> Trail:
-    """Steps as a trail; without those that only let time pass."""
-    trail = Trail()
+def write_down(steps: Sequence[Step], trail: Trail) -> None:
+    """Adds steps to a trail; without those that only let time pass."""
     for step in steps:
         if step.operation == SLEEP:
             continue
@@ -93,7 +93,6 @@ def _trail(steps: Sequence[Step]) -> Trail:
             second_path=None if step.second_path is None else os.path.normpath(f"{NAME}/{step.second_path}"),
             fate=Fate.LET_GO,
         )
-    return trail
 
 
 class NotReproduced(AssertionError):

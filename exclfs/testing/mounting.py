@@ -80,6 +80,7 @@ class Mount:
             made.mkdir()
         self.trail: Final = Trail()
         """What the programs of the mount did, in order."""
+        self._begun = (0, 0)
         self._programs: list[Program] = []
         self._closed = False
         settled = mount_options.check(
@@ -231,8 +232,14 @@ class Mount:
             colour: whether with escape sequences for colours.
         """
         clock = time.time_ns() - time.monotonic_ns()
-        story = tell(self.trail.since(), self.events, root=str(self.path), clock=clock)
+        entry, at = self._begun
+        events = [event for event in self.events if event.at.timestamp() * 1e9 >= at]
+        story = tell(self.trail.since(entry), events, root=str(self.path), clock=clock)
         return timeline.render(story, width=width, colour=colour)
+
+    def begin_story(self) -> None:
+        """The timeline begins here: what happened before is left out."""
+        self._begun = (self.trail.last, time.time_ns())
 
     # --- its end ---------------------------------------------------------------------------------------------------
 

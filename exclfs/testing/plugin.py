@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the plugin."""
     group = parser.getgroup("exclfs", "exclfs: races that are forced")
     group.addoption("--exclfs-require", action="store_true", help="fail tests that need a mount where there is none")
+    group.addoption("--exclfs-seed", metavar="SEED", help="explorations run the schedule of this seed alone")
     group.addoption("--exclfs-timeline", action="store_true", help="show what happened also for tests that pass")
 
 

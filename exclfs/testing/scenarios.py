@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from attrs import define, field, frozen
 
@@ -18,6 +18,7 @@ from exclfs.testing.actors import Actor
 if TYPE_CHECKING:
     from exclfs.testing.actors import Ended, What
     from exclfs.testing.runs import Step
+    from exclfs.testing.trail import Trail
 
 NAME: Final = "explored"
 """The directory of the mount in which the tree of a scenario is made."""
@@ -33,6 +34,18 @@ class Tree(Protocol):
     @property
     def backing(self) -> Path:
         """The tree behind it."""
+
+
+@runtime_checkable
+class Storied(Protocol):
+    """A mount that tells what happened as a timeline: of an exploration, its last run."""
+
+    @property
+    def trail(self) -> Trail:
+        """What programs did."""
+
+    def begin_story(self) -> None:
+        """What happened before is left out."""
 
 
 @frozen
