@@ -72,6 +72,9 @@ filesystems: .venv/.exclfs-dev ## a mount compared with the tree behind it on ex
 	done
 	@EXCLFS_CONFORMANCE=$(or $(EACH),4) $(BIN)/pytest -q --timeout=0 tests/conformance $(ARGS)
 
+sequences: .venv/.exclfs-dev ## what several users do at random, compared with a tree beside; needs root; make sequences EXAMPLES=5000 ON=xfs
+	@EXCLFS_SEQUENCES=$(or $(EXAMPLES),1000) EXCLFS_TEST_FILESYSTEM=$(ON) $(BIN)/pytest -q tests/conformance/test_sequences.py $(ARGS)
+
 sanitize: .venv/.exclfs-dev ## tests/mirror and the mounted tests under AddressSanitizer + UBSan, then ThreadSanitizer
 	@scripts/sanitize.sh asan $(ARGS)
 	@scripts/sanitize.sh tsan $(ARGS)

@@ -1,92 +1,86 @@
-"""Quotas of the backing filesystem are the requester's: EDQUOT as beside the mount, and room that comes back."""
+"""Quotas of the backing filesystem hold through the mount, whatever the server may do itself."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import loops
-from twins import ALICE, Twins, fallocate
+from filesystems import filesystem, kernel_lacks, obstacle
+from harness import start
+from twins import ALICE, ROOT, Twins, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from harness import Mounted
-
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
-LIMIT = 4 * loops.MIB
+MIB = 1 << 20
 
 
-def of_a_subvolume(filesystem: Path) -> None:
-    """btrfs: what one directory may take."""
-    loops.needs("btrfs")
-    loops.run("btrfs", "quota", "enable", filesystem)
-    for name in ("one", "other"):
-        loops.run("btrfs", "subvolume", "create", filesystem / name)
-        loops.run("btrfs", "qgroup", "limit", LIMIT, filesystem / name)
+@pytest.fixture(params=[True, False], ids=["passthrough", "nopassthrough"])
+def limited(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Twins]:
+    """Two subvolumes of a btrfs, each of which may have 8 MiB: the quotas that every kernel with btrfs has."""
+    if kernel_lacks("btrfs"):
+        pytest.skip("the kernel has no btrfs")
+    why = obstacle("btrfs") or (None if shutil.which("btrfs") else "needs btrfs")
+    if why:
+        pytest.fail(why, pytrace=False) if os.environ.get("CI") else pytest.skip(why)
+    with filesystem("btrfs", size=512 * MIB) as place:
+        run("btrfs", "quota", "enable", place)
+        for name in ("tree", "shadow"):
+            run("btrfs", "subvolume", "create", place / name)
+            run("btrfs", "qgroup", "limit", "8M", place / name)
+            (place / name).chmod(0o777)
+        with start(tmp_path, source=place / "tree", passthrough=request.param) as mounted:
+            yield Twins(mounted.path, mounted.backing, place / "shadow")
 
 
-def of_a_user(filesystem: Path) -> None:
-    """ext4: what one user may take; each filesystem has one directory of that size."""
-    loops.needs("setquota")
-    loops.run("setquota", "-u", ALICE.uid, 0, 2 * LIMIT // 1024, 0, 0, filesystem)
-    for name in ("one", "other"):
-        (filesystem / name).mkdir()
+def run(*command: Any) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
-QUOTAS = {"btrfs": (of_a_subvolume, ()), "ext4": (of_a_user, ("-O", "quota"))}
-
-
-@pytest.fixture(params=QUOTAS)
-def limited(any_mount: Mounted, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Twins]:
-    """A filesystem in the tree, where one directory is used through the mount and the other beside it."""
-    prepare, make = QUOTAS[request.param]
-    place = any_mount.backing / f"quotas-of-{request.param}"
-    place.mkdir()
-    image = tmp_path / "image"
-    loops.make_image(image, request.param, *make)
+def filled() -> None:
+    """With 16 MiB, each of them on the disk before the next."""
+    fd = os.open("full", os.O_CREAT | os.O_WRONLY, 0o666)
     try:
-        done = subprocess.run(["mount", "-o", "loop", str(image), str(place)], capture_output=True, text=True)
-        if done.returncode and request.param == "ext4":
-            pytest.skip(f"this kernel has no quotas but those of btrfs: {done.stderr.strip()}")
-        assert done.returncode == 0, done.stderr
-        with ExitStack() as stack:
-            # The server may still have descriptors there, which it closes in its time.
-            stack.callback(loops.run, "umount", "--lazy", place)
-            prepare(place)
-            for name in ("one", "other"):
-                (place / name).chmod(0o777)
-            yield Twins(any_mount.root / place.name / "one", place / "one", place / "other")
+        for number in range(16):
+            os.pwrite(fd, os.urandom(MIB), number * MIB)
+            os.fsync(fd)
     finally:
-        place.rmdir()
+        os.close(fd)
 
 
-def write(name: str, size: int) -> None:
-    with open(name, "wb") as file:
-        file.write(bytes(size))
-        file.flush()
-        os.fsync(file.fileno())
+def allocated() -> None:
+    fd = os.open("allocated", os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        fallocate(fd, 0, 0, 16 * MIB)
+    finally:
+        os.close(fd)
 
 
-def allocate() -> None:
-    with open("file", "r+b") as file:
-        fallocate(file.fileno(), 0, 0, 2 * LIMIT)
+def written_beyond() -> None:
+    fd = os.open("full", os.O_RDWR)
+    try:
+        os.pwrite(fd, os.urandom(4 * MIB), 64 * MIB)
+    finally:
+        os.close(fd)
 
 
-BEYOND: list[Callable[[], Any]] = [lambda: write("more", LIMIT), allocate, lambda: write("file", 2 * LIMIT)]
+WAYS: dict[str, Callable[[], Any]] = {
+    "allocate": allocated,
+    "write": filled,
+    "write more": written_beyond,
+    "copy": lambda: Path("copy").write_bytes(os.urandom(4 * MIB)),
+}
 
 
-def test_a_quota_is_the_requesters(limited: Twins) -> None:
-    limited.succeed(lambda: write("file", LIMIT // 4), ALICE)
-    for work in BEYOND:
-        assert limited.both(work, ALICE) == "EDQUOT"
-    for name in ("more", "file"):
-        limited.succeed(lambda: os.unlink(name), ALICE)  # noqa: B023
-    loops.sync(limited.behind)
-    limited.succeed(lambda: write("file", LIMIT // 4), ALICE)
+@pytest.mark.parametrize("user", [ALICE, ROOT], ids=lambda user: user.name)
+def test_a_quota_is_met_through_the_mount(limited: Twins, user: Any) -> None:
+    outcomes = {way: limited.both(work, user) for way, work in WAYS.items()}
+    assert set(outcomes.values()) == {"EDQUOT"}
+    (limited.mount / "full").unlink()
