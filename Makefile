@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always filesystems sequences tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-report bench-check bench-holding bench-syscalls bench-why clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always filesystems sequences tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-report bench-check bench-holding bench-syscalls bench-why bench-memory clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -114,6 +114,9 @@ bench-syscalls: .venv/.exclfs ## system calls of the server for each operation, 
 
 bench-why: .venv/.exclfs ## how long `exclfs why` takes beside fuser and lsof; needs root
 	@$(BIN)/python benchmarks/why.py $(ARGS)
+
+bench-memory: .venv/.exclfs-dev ## the server's memory for each known inode, and what is left of it; needs root
+	@$(BIN)/python benchmarks/memory.py $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

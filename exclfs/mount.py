@@ -129,6 +129,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool, parent:
             hold_open=OpenFiles(settled.hold_open),
             opens=max((most_open - 2 * budget) // 2, 1),
             gates=settled.gates,
+            mounted=_mount_at(settled.mountpoint).st_dev,
         )
         stack.callback(mirror.stop)
         state = _open_state(settled, mirror)

@@ -46,7 +46,7 @@ class Mirror(Protocol):
         """Where it was seen last, below the root."""
 
     def ancestors(self, inode: Inode) -> tuple[Inode, ...]:
-        """The directories above, the parent first, by where it was seen last."""
+        """The directories above, the parent first, by where it was seen last; then those by other mounts."""
 
     def way(self, path: bytes) -> tuple[Inode, ...]:
         """What a path below the root leads to, its parent, and so on, looked up anew. May wait for a disk."""

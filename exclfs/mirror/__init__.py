@@ -95,6 +95,7 @@ class Mirror:
         hold_open: whose open files count against removals by other processes.
         opens: how many descriptors open files and directories may have; 0 if only the system limits them.
         gates: requests can be stopped; see `sightings`.
+        mounted: st_dev of the mount that is served, which is never entered: inside the tree it is a loop (ELOOP).
 
     Raises:
         OSError: the system refused what the mirror needs.
@@ -117,6 +118,7 @@ class Mirror:
         hold_open: OpenFiles = OpenFiles.NONE,
         opens: int = 0,
         gates: bool = False,
+        mounted: int = 0,
     ) -> None:
         self.descriptor_budget: Final = descriptors
         self._mirror = _mirror.Mirror(
@@ -134,6 +136,7 @@ class Mirror:
             hold_open=list(OpenFiles).index(hold_open),
             opens=opens,
             gates=gates,
+            mounted=mounted,
         )
         self.sightings: Final = Sightings(self._mirror)
 
@@ -185,6 +188,8 @@ class Mirror:
     def ancestors(self, inode: Inode) -> tuple[Inode, ...]:
         """The directories above, the parent first and the root last: by where the inode was seen last.
 
+        After the root come those by other ways, where a directory is reached by several mounts.
+
         Raises:
             Gone: nobody knows the inode any more.
         """
@@ -205,6 +210,8 @@ class Mirror:
 
     def below(self, directory: Inode, candidates: Sequence[Inode]) -> tuple[Inode, ...]:
         """Those of the candidates that lie below the directory, by the places where they were seen last.
+
+        What is reached by several mounts lies below every directory above each of them.
 
         Raises:
             Gone: nobody knows the directory any more.

@@ -13,7 +13,19 @@ static uint32_t encode_device(uint32_t major, uint32_t minor) { /* the kernel's 
     return (minor & 0xff) | major << 8 | (minor & ~0xffu) << 12;
 }
 
-void fill_attr(const struct mirror *mirror, const struct statx *from, struct fuse_attr *to) {
+/* Setuid bits and device numbers as the mount of the inode lets them count: to the kernel everything here lies on the
+ * mount of exclfs, which may allow what that forbids (nosuid, nodev). */
+static mode_t shown_mode(const struct inode *inode, mode_t mode) {
+    bool hidden = S_ISREG(mode) && atomic_load_explicit(&inode->limits, memory_order_relaxed) & NO_SUID;
+    return hidden ? mode & ~(mode_t)(S_ISUID | S_ISGID) : mode;
+}
+
+static bool shows_device(const struct inode *inode, mode_t mode) {
+    bool device = S_ISCHR(mode) || S_ISBLK(mode);
+    return !(device && atomic_load_explicit(&inode->limits, memory_order_relaxed) & NO_DEVICES);
+}
+
+void fill_attr(const struct mirror *mirror, const struct inode *inode, const struct statx *from, struct fuse_attr *to) {
     struct key key = key_of(from);
     *to = (struct fuse_attr){
         .ino = shown_ino(mirror, key.dev, key.ino),
@@ -25,19 +37,20 @@ void fill_attr(const struct mirror *mirror, const struct statx *from, struct fus
         .atimensec = from->stx_atime.tv_nsec,
         .mtimensec = from->stx_mtime.tv_nsec,
         .ctimensec = from->stx_ctime.tv_nsec,
-        .mode = from->stx_mode,
+        .mode = shown_mode(inode, from->stx_mode),
         .nlink = from->stx_nlink,
         .uid = from->stx_uid,
         .gid = from->stx_gid,
-        .rdev = encode_device(from->stx_rdev_major, from->stx_rdev_minor),
+        .rdev = shows_device(inode, from->stx_mode) ? encode_device(from->stx_rdev_major, from->stx_rdev_minor) : 0,
         .blksize = from->stx_blksize,
     };
 }
 
-static void reply_attributes(struct worker *worker, uint64_t unique, const struct statx *attributes) {
+static void reply_attributes(struct worker *worker, uint64_t unique, const struct inode *inode,
+                             const struct statx *attributes) {
     struct fuse_attr_out out = {0};
-    fill_timeout(worker->mirror->settings.attr_timeout, &out.attr_valid, &out.attr_valid_nsec);
-    fill_attr(worker->mirror, attributes, &out.attr);
+    fill_timeout(has_views(inode) ? 0 : worker->mirror->settings.attr_timeout, &out.attr_valid, &out.attr_valid_nsec);
+    fill_attr(worker->mirror, inode, attributes, &out.attr);
     reply(worker, unique, &out, sizeof out);
 }
 
@@ -47,7 +60,7 @@ void op_getattr(struct worker *worker, const struct request *request) {
     struct statx attributes;
     int error = backing_stat(worker->mirror, inode, &attributes);
     if (error) reply_error(worker, request->header->unique, -error);
-    else reply_attributes(worker, request->header->unique, &attributes);
+    else reply_attributes(worker, request->header->unique, inode, &attributes);
     inode_put(worker->mirror, inode);
 }
 
@@ -63,15 +76,16 @@ void op_statx(struct worker *worker, const struct request *request) {
     if (error) reply_error(worker, request->header->unique, -error);
     else {
         struct key key = key_of(&from);
+        bool device = shows_device(inode, from.stx_mode);
         struct exclfs_statx_out out = {
-            .stat = {.mask = from.stx_mask & STATX_WANTED,
+            .stat = {.mask = from.stx_mask & STATX_TOLD,
                      .blksize = from.stx_blksize,
                      .attributes = from.stx_attributes,
                      .attributes_mask = from.stx_attributes_mask,
                      .nlink = from.stx_nlink,
                      .uid = from.stx_uid,
                      .gid = from.stx_gid,
-                     .mode = from.stx_mode,
+                     .mode = (uint16_t)shown_mode(inode, from.stx_mode),
                      .ino = shown_ino(worker->mirror, key.dev, key.ino),
                      .size = from.stx_size,
                      .blocks = from.stx_blocks,
@@ -79,10 +93,11 @@ void op_statx(struct worker *worker, const struct request *request) {
                      .btime = sx_time(from.stx_btime),
                      .ctime = sx_time(from.stx_ctime),
                      .mtime = sx_time(from.stx_mtime),
-                     .rdev_major = from.stx_rdev_major,
-                     .rdev_minor = from.stx_rdev_minor},
+                     .rdev_major = device ? from.stx_rdev_major : 0,
+                     .rdev_minor = device ? from.stx_rdev_minor : 0},
         };
-        fill_timeout(worker->mirror->settings.attr_timeout, &out.attr_valid, &out.attr_valid_nsec);
+        fill_timeout(has_views(inode) ? 0 : worker->mirror->settings.attr_timeout, &out.attr_valid,
+                     &out.attr_valid_nsec);
         reply(worker, request->header->unique, &out, sizeof out);
     }
     inode_put(worker->mirror, inode);
@@ -158,9 +173,9 @@ void op_setattr(struct worker *worker, const struct request *request) {
     if (!error) {
         struct statx attributes;
         error = change(worker, request, fd);
-        if (!error) error = -stat_at(fd, "", &attributes);
+        if (!error) error = -stat_at(worker->mirror, fd, "", &attributes);
         backing_put(worker->mirror, inode);
-        if (!error) reply_attributes(worker, request->header->unique, &attributes);
+        if (!error) reply_attributes(worker, request->header->unique, inode, &attributes);
     }
     if (error) reply_error(worker, request->header->unique, error);
     inode_put(worker->mirror, inode);

@@ -13,6 +13,10 @@
  *
  * Open directories, and open files without passthrough, have descriptors of their own, up to a limit: who opens one too
  * many gets EMFILE, and nobody else notices.
+ *
+ * An open descriptor keeps its mount busy (umount(2), EBUSY), which on the backing tree a path that was only looked at
+ * does not. So those on other mounts than the root's are closed once nobody has used them for a while: the thread of the
+ * questions sweeps (backing_sweep). Handles are opened on the root's mount, so only what is reached by that has one.
  */
 #include "mirror.h"
 
@@ -26,49 +30,48 @@ int backing_init(struct mirror *mirror) {
 
 void backing_destroy(struct mirror *mirror) { pthread_mutex_destroy(&mirror->budget.lock); }
 
-int stat_at(int fd, const char *name, struct statx *attributes) {
-    int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | (*name == 0 ? AT_EMPTY_PATH : 0);
-    return statx(fd, name, flags, STATX_WANTED, attributes) ? -errno : 0;
-}
-
-/* A handle is worth taking only where it can be opened again: on the root's device, by a privileged server. */
-struct file_handle_copy *backing_handle(struct mirror *mirror, int parent_fd, const char *name) {
-    if (!atomic_load(&mirror->handles)) return NULL;
+bool backing_handle(int fd, const char *name, struct handle *handle) {
     union {
         struct file_handle handle;
         char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
     } from;
-    from.handle.handle_bytes = MAX_HANDLE_SZ;
+    from.handle.handle_bytes = HANDLE_MAX;
     int mount;
-    if (name_to_handle_at(parent_fd, name, &from.handle, &mount, *name == 0 ? AT_EMPTY_PATH : 0)) return NULL;
-    struct file_handle_copy *copy = malloc(sizeof *copy + from.handle.handle_bytes);
-    if (copy == NULL) return NULL;
-    copy->type = from.handle.handle_type;
-    copy->bytes = from.handle.handle_bytes;
-    memcpy(copy->data, from.handle.f_handle, copy->bytes);
-    return copy;
+    if (name_to_handle_at(fd, name, &from.handle, &mount, *name == 0 ? AT_EMPTY_PATH : 0)) return false;
+    handle->type = from.handle.handle_type;
+    handle->bytes = from.handle.handle_bytes;
+    memcpy(handle->data, from.handle.f_handle, handle->bytes);
+    return true;
 }
 
-int backing_open_handle(struct mirror *mirror, const struct file_handle_copy *copy) {
+int backing_open_handle(int mount_fd, const struct handle *handle) {
     union {
         struct file_handle handle;
         char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
     } from;
-    from.handle.handle_type = copy->type;
-    from.handle.handle_bytes = copy->bytes;
-    memcpy(from.handle.f_handle, copy->data, copy->bytes);
-    int fd = open_by_handle_at(mirror->source, &from.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    from.handle.handle_type = handle->type;
+    from.handle.handle_bytes = handle->bytes;
+    memcpy(from.handle.f_handle, handle->data, handle->bytes);
+    int fd = open_by_handle_at(mount_fd, &from.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
 
-static bool is_this(const struct inode *inode, const struct statx *attributes) {
+static bool is_inode(const struct inode *inode, const struct statx *attributes) {
     return same_key(inode->key, key_of(attributes)) && same_birth(inode, attributes);
 }
 
-static int verified(const struct inode *inode, int fd) {
+/* A directory is also told by the mount: by another one, another name leads up from it. */
+static bool is_this(const struct inode *inode, const struct statx *attributes) {
+    return is_inode(inode, attributes) &&
+           (inode_type(inode) != S_IFDIR || atomic_load(&inode->mount) == mount_of(attributes));
+}
+
+/* The descriptor, if it is of what it should be; else it is closed. */
+static int verified(struct mirror *mirror, const struct inode *inode, int fd,
+                    bool (*is)(const struct inode *, const struct statx *)) {
     struct statx attributes;
-    int error = fd < 0 ? fd : stat_at(fd, "", &attributes);
-    if (!error && !is_this(inode, &attributes)) error = -ESTALE;
+    int error = fd < 0 ? fd : stat_at(mirror, fd, "", &attributes);
+    if (!error && !is(inode, &attributes)) error = -ESTALE;
     if (error && fd >= 0) close(fd);
     return error ? error : fd;
 }
@@ -76,7 +79,8 @@ static int verified(const struct inode *inode, int fd) {
 /* ---- the budget, in the order of use; all of it under its lock ------------------------------------------- */
 
 static struct order *order_of(struct mirror *mirror, const struct inode *inode) {
-    return inode->fd_pinned ? &mirror->budget.pinned : &mirror->budget.spare;
+    if (inode->fd_pinned) return &mirror->budget.pinned;
+    return inode->fd_nested ? &mirror->budget.nested : &mirror->budget.spare;
 }
 
 static void unlink_from_order(struct mirror *mirror, struct inode *inode) {
@@ -91,12 +95,29 @@ static void unlink_from_order(struct mirror *mirror, struct inode *inode) {
 
 static void put_newest(struct mirror *mirror, struct inode *inode) {
     struct order *order = order_of(mirror, inode);
+    inode->fd_used = true;
     inode->older = order->newest;
     inode->newer = NULL;
     if (order->newest != NULL) order->newest->newer = inode;
     else order->oldest = inode;
     order->newest = inode;
     order->count++;
+}
+
+/* Gives the inode its descriptor. True if somebody has to begin to sweep. */
+static bool take_descriptor(struct mirror *mirror, struct inode *inode, int fd) {
+    inode->fd = fd;
+    inode->fd_nested = atomic_load(&inode->mount) != mirror->home.mount;
+    put_newest(mirror, inode);
+    return inode->fd_nested && mirror->budget.nested.count == 1;
+}
+
+/* Takes it out of the budget, to be closed. */
+static int give_up_descriptor(struct mirror *mirror, struct inode *inode) {
+    unlink_from_order(mirror, inode);
+    int fd = inode->fd;
+    inode->fd = -1;
+    return fd;
 }
 
 static void set_pinned(struct mirror *mirror, struct inode *inode, bool pinned) {
@@ -106,18 +127,49 @@ static void set_pinned(struct mirror *mirror, struct inode *inode, bool pinned) 
     put_newest(mirror, inode);
 }
 
+static unsigned number_of(const struct mirror *mirror) {
+    return mirror->budget.spare.count + mirror->budget.nested.count;
+}
+
 /* Takes descriptors that nobody uses out of the budget until it fits; gives up to `most` of them to be closed. */
 static unsigned overdrawn(struct mirror *mirror, int *fds, unsigned most) {
+    bool nested_first = mirror->budget.nested.count > mirror->budget.limit / 2;
     unsigned taken = 0;
-    for (struct inode *inode = mirror->budget.spare.oldest, *newer;
-         inode != NULL && taken < most && mirror->budget.spare.count > mirror->budget.limit; inode = newer) {
-        newer = inode->newer;
-        if (inode->fd_users > 0) continue;
-        unlink_from_order(mirror, inode);
-        fds[taken++] = inode->fd;
-        inode->fd = -1;
+    for (int round = 0; round < 2; round++) {
+        struct order *order = nested_first == (round == 0) ? &mirror->budget.nested : &mirror->budget.spare;
+        for (struct inode *inode = order->oldest, *newer;
+             inode != NULL && taken < most && number_of(mirror) > mirror->budget.limit; inode = newer) {
+            newer = inode->newer;
+            if (inode->fd_users == 0) fds[taken++] = give_up_descriptor(mirror, inode);
+        }
     }
     return taken;
+}
+
+bool backing_must_sweep(struct mirror *mirror) {
+    pthread_mutex_lock(&mirror->budget.lock);
+    bool must = mirror->budget.nested.count > 0;
+    pthread_mutex_unlock(&mirror->budget.lock);
+    return must;
+}
+
+void backing_sweep(struct mirror *mirror) {
+    enum { AT_A_TIME = 64 };
+    int fds[AT_A_TIME];
+    unsigned taken = 0;
+    bool full;
+    do {
+        pthread_mutex_lock(&mirror->budget.lock);
+        full = false;
+        for (struct inode *inode = mirror->budget.nested.oldest, *newer; inode != NULL && !full; inode = newer) {
+            newer = inode->newer;
+            if (inode->fd_users == 0 && !inode->fd_used) fds[taken++] = give_up_descriptor(mirror, inode);
+            else inode->fd_used = inode->fd_users > 0;
+            full = taken == AT_A_TIME;
+        }
+        pthread_mutex_unlock(&mirror->budget.lock);
+        while (taken > 0) close(fds[--taken]);
+    } while (full);
 }
 
 /* The descriptor that the inode has, counted as used, or -1. */
@@ -126,6 +178,7 @@ static int use_open(struct mirror *mirror, struct inode *inode) {
     int fd = inode->fd;
     if (fd >= 0) {
         inode->fd_users++;
+        inode->fd_used = true;
         if (inode->newer != NULL) {
             unlink_from_order(mirror, inode);
             put_newest(mirror, inode);
@@ -139,29 +192,48 @@ static int use_open(struct mirror *mirror, struct inode *inode) {
 static int use_opened(struct mirror *mirror, struct inode *inode, int fd) {
     int surplus[8];
     unsigned close_them = 0;
+    bool begins = false;
     pthread_mutex_lock(&mirror->budget.lock);
     if (inode->fd >= 0) { /* somebody else was faster */
         surplus[close_them++] = fd;
         fd = inode->fd;
-    } else {
-        inode->fd = fd;
-        put_newest(mirror, inode);
-    }
+    } else
+        begins = take_descriptor(mirror, inode, fd);
     inode->fd_users++;
     close_them += overdrawn(mirror, surplus + close_them, 7);
     pthread_mutex_unlock(&mirror->budget.lock);
+    if (begins) questions_wake(mirror);
     while (close_them--) close(surplus[close_them]);
     return fd;
+}
+
+/* What was removed has no name; its primary has its descriptor. */
+static int use_primary(struct mirror *mirror, struct inode *inode) {
+    struct inode *primary = inode->primary;
+    if (primary == NULL || !atomic_load(&primary->removed)) return -ESTALE;
+    int fd = use_open(mirror, primary);
+    if (fd < 0) return -ESTALE;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0), error = -errno;
+    backing_put(mirror, primary);
+    return own < 0 ? error : use_opened(mirror, inode, own);
 }
 
 /* Without the help of any place: the descriptor that there is, or one by file handle. -ESTALE if neither leads there. */
 static int use_directly(struct mirror *mirror, struct inode *inode) {
     int fd = use_open(mirror, inode);
     if (fd >= 0) return fd;
-    if (inode->handle == NULL) return -ESTALE;
-    fd = verified(inode, backing_open_handle(mirror, inode->handle));
+    if (inode->handle_bytes == 0) return use_primary(mirror, inode);
+    struct handle handle;
+    inode_handle(inode, &handle);
+    fd = verified(mirror, inode, backing_open_handle(mirror->source, &handle), is_inode);
     if (fd >= 0) return use_opened(mirror, inode, fd);
     return fd == -EMFILE || fd == -ENFILE ? fd : -ESTALE;
+}
+
+static int open_at(int parent_fd, const char *name) {
+    int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0) return fd;
+    return errno == ENOENT || errno == ENOTDIR ? -ESTALE : -errno;
 }
 
 /* By its place in a directory that is in use. */
@@ -170,9 +242,14 @@ static int use_by_place(struct mirror *mirror, struct inode *inode, int parent_f
     struct inode *parent = inode_place(mirror, inode, name);
     if (parent == NULL) return -ESTALE;
     inode_put(mirror, parent);
-    int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) return errno == ENOENT || errno == ENOTDIR ? -ESTALE : -errno;
-    fd = verified(inode, fd);
+    int fd = verified(mirror, inode, open_at(parent_fd, name), is_this);
+    return fd < 0 ? fd : use_opened(mirror, inode, fd);
+}
+
+int backing_get_at(struct mirror *mirror, struct inode *inode, int parent_fd, const char *name) {
+    int fd = backing_get(mirror, inode);
+    if (fd != -ESTALE) return fd;
+    fd = verified(mirror, inode, open_at(parent_fd, name), is_inode);
     return fd < 0 ? fd : use_opened(mirror, inode, fd);
 }
 
@@ -254,10 +331,7 @@ void backing_unpin(struct mirror *mirror, struct inode *inode) {
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd) {
     pthread_mutex_lock(&mirror->budget.lock);
     bool taken = inode->fd < 0;
-    if (taken) {
-        inode->fd = fd;
-        put_newest(mirror, inode);
-    }
+    if (taken) take_descriptor(mirror, inode, fd);
     pin(mirror, inode);
     pthread_mutex_unlock(&mirror->budget.lock);
     if (!taken) close(fd);
@@ -294,12 +368,12 @@ int backing_reopen(struct mirror *mirror, int fd, int flags) {
 
 /* One system call where the place is still right, and no descriptor of the inode itself. */
 int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes) {
-    if (inode->type != S_IFDIR && !atomic_load(&inode->removed)) {
+    if (inode_type(inode) != S_IFDIR && !atomic_load(&primary_of(inode)->removed)) {
         char name[NAME_MAX + 1];
         struct inode *parent = inode_place(mirror, inode, name);
         if (parent != NULL) {
             int fd = backing_get(mirror, parent);
-            int error = fd < 0 ? fd : stat_at(fd, name, attributes);
+            int error = fd < 0 ? fd : stat_at(mirror, fd, name, attributes);
             if (fd >= 0) backing_put(mirror, parent);
             inode_put(mirror, parent);
             if (!error && is_this(inode, attributes)) return 0;
@@ -307,7 +381,19 @@ int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attri
     }
     int fd = backing_get(mirror, inode);
     if (fd < 0) return fd;
-    int error = stat_at(fd, "", attributes);
+    int error = stat_at(mirror, fd, "", attributes);
     backing_put(mirror, inode);
     return error;
+}
+
+bool backing_leads_to(struct mirror *mirror, struct inode *inode) {
+    char name[NAME_MAX + 1];
+    struct statx attributes;
+    struct inode *parent = inode_place(mirror, inode, name);
+    if (parent == NULL) return inode == mirror->root;
+    int fd = backing_get(mirror, parent);
+    bool leads = fd >= 0 && stat_at(mirror, fd, name, &attributes) == 0 && is_this(inode, &attributes);
+    if (fd >= 0) backing_put(mirror, parent);
+    inode_put(mirror, parent);
+    return leads;
 }

@@ -177,6 +177,23 @@ static void interrupt(int signal) { (void)signal; }
  * ignored by default, and Python does not use it. */
 static int wake_signal(void) { return SIGURG; }
 
+static int add_worker(struct mirror *mirror) {
+    int error = -pthread_create(&mirror->threads[atomic_load(&mirror->workers)], NULL, work, mirror);
+    if (!error) atomic_fetch_add(&mirror->workers, 1);
+    return error;
+}
+
+void channel_replace(struct mirror *mirror) {
+    pthread_mutex_lock(&mirror->replacing);
+    unsigned workers = atomic_load(&mirror->workers);
+    bool wanted = mirror->started && atomic_load(&mirror->away) >= workers && workers < MOST_WORKERS;
+    if (wanted && !atomic_load(&mirror->ended)) {
+        atomic_fetch_add(&mirror->workers_left, 1);
+        if (add_worker(mirror)) atomic_fetch_sub(&mirror->workers_left, 1); /* not the last: we are one */
+    }
+    pthread_mutex_unlock(&mirror->replacing);
+}
+
 int channel_start(struct mirror *mirror) {
     if (mirror->started) return -EALREADY;
     mirror->started = true;
@@ -189,13 +206,9 @@ int channel_start(struct mirror *mirror) {
     if (error) return -error;
     error = questions_start(mirror);
     if (!error) error = gates_start(mirror);
-    mirror->threads = calloc(mirror->settings.threads, sizeof *mirror->threads);
-    if (!error && mirror->threads == NULL) error = -ENOMEM;
-    atomic_store(&mirror->workers_left, mirror->settings.threads);
-    while (!error && mirror->workers < mirror->settings.threads) {
-        error = -pthread_create(&mirror->threads[mirror->workers], NULL, work, mirror);
-        if (!error) mirror->workers++;
-    }
+    unsigned wanted = mirror->settings.threads < MOST_WORKERS ? mirror->settings.threads : MOST_WORKERS;
+    atomic_store(&mirror->workers_left, wanted);
+    while (!error && atomic_load(&mirror->workers) < wanted) error = add_worker(mirror);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     unsigned beginning = mirror->workers + (mirror->questions.running ? 1 : 0) + (mirror->gates.running ? 1 : 0);
     while (beginning > 0)
@@ -206,7 +219,9 @@ int channel_start(struct mirror *mirror) {
 /* Ends the workers wherever they are. The mount should be gone; if it is not, its users get ENOTCONN when the
  * device is closed. */
 void channel_stop(struct mirror *mirror) {
-    atomic_store(&mirror->ended, true);
+    pthread_mutex_lock(&mirror->replacing);
+    atomic_store(&mirror->ended, true); /* from here on there is no other worker */
+    pthread_mutex_unlock(&mirror->replacing);
     uint64_t wait = 5000000; /* ns */
     for (unsigned i = 0; i < mirror->workers; i++) {
         struct timespec until;
@@ -221,7 +236,5 @@ void channel_stop(struct mirror *mirror) {
             if (wait < 10000000000) wait += wait / 4;
         } while (pthread_timedjoin_np(mirror->threads[i], NULL, &until) == ETIMEDOUT);
     }
-    free(mirror->threads);
-    mirror->threads = NULL;
-    mirror->workers = 0;
+    atomic_store(&mirror->workers, 0);
 }

@@ -55,10 +55,12 @@ void op_opendir(struct worker *worker, const struct request *request) {
     if (reply(worker, request->header->unique, &out, sizeof out)) directory_free(mirror, directory);
 }
 
-static unsigned char type_of(struct open_directory *directory, const struct linux_dirent64 *entry) {
+static unsigned char type_of(struct mirror *mirror, struct open_directory *directory,
+                             const struct linux_dirent64 *entry) {
     if (entry->d_type != DT_UNKNOWN) return entry->d_type;
     struct statx attributes;
-    return stat_at(directory->listing.fd, entry->d_name, &attributes) ? DT_UNKNOWN : IFTODT(attributes.stx_mode);
+    int error = stat_at(mirror, directory->listing.fd, entry->d_name, &attributes);
+    return error ? DT_UNKNOWN : IFTODT(attributes.stx_mode);
 }
 
 static void put_name(const struct worker *worker, struct open_directory *directory, struct fuse_dirent *to,
@@ -66,7 +68,7 @@ static void put_name(const struct worker *worker, struct open_directory *directo
     to->ino = shown_ino(worker->mirror, directory->inode->key.dev, entry->d_ino);
     to->off = offset;
     to->namelen = (uint32_t)length;
-    to->type = type_of(directory, entry);
+    to->type = type_of(worker->mirror, directory, entry);
     memcpy(to->name, entry->d_name, length);
 }
 
@@ -78,7 +80,7 @@ static void put_inode(struct worker *worker, struct open_directory *directory, s
     to->entry_out = (struct fuse_entry_out){0};
     if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) return;
     struct statx attributes;
-    if (stat_at(directory->listing.fd, name, &attributes)) return;
+    if (stat_at(worker->mirror, directory->listing.fd, name, &attributes)) return;
     struct inode *inode = inode_seen(worker->mirror, directory->inode, name, directory->listing.fd, &attributes, 1);
     if (inode == NULL) return;
     fill_entry(worker->mirror, inode, &attributes, &to->entry_out);

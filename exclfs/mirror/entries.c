@@ -13,12 +13,17 @@ void fill_timeout(double seconds, uint64_t *whole, uint32_t *nanoseconds) {
     *nanoseconds = (uint32_t)((seconds - (double)*whole) * 1e9);
 }
 
-void fill_entry(const struct mirror *mirror, const struct inode *inode, const struct statx *attributes,
+/* The kernel knows nothing of views: it changes what it remembers of one of them only. So it is told not to believe
+ * names in a directory that has several, nor what it knows of such a directory itself. */
+void fill_entry(struct mirror *mirror, struct inode *inode, const struct statx *attributes,
                 struct fuse_entry_out *entry) {
     *entry = (struct fuse_entry_out){.nodeid = inode->nodeid, .generation = inode->generation};
-    fill_timeout(mirror->settings.entry_timeout, &entry->entry_valid, &entry->entry_valid_nsec);
-    fill_timeout(mirror->settings.attr_timeout, &entry->attr_valid, &entry->attr_valid_nsec);
-    fill_attr(mirror, attributes, &entry->attr);
+    struct inode *parent = atomic_load(&mirror->table.views) == 0 ? NULL : inode_parent(mirror, inode);
+    bool shared = has_views(inode) || (parent != NULL && has_views(parent));
+    if (parent != NULL) inode_put(mirror, parent);
+    fill_timeout(shared ? 0 : mirror->settings.entry_timeout, &entry->entry_valid, &entry->entry_valid_nsec);
+    fill_timeout(shared ? 0 : mirror->settings.attr_timeout, &entry->attr_valid, &entry->attr_valid_nsec);
+    fill_attr(mirror, inode, attributes, &entry->attr);
 }
 
 static void reply_entry(struct worker *worker, uint64_t unique, struct inode *inode, const struct statx *attributes) {
@@ -48,7 +53,7 @@ static void lookup_dots(struct worker *worker, const struct request *request, st
 static void reply_found(struct worker *worker, const struct request *request, struct inode *parent, int parent_fd,
                         const char *name) {
     struct statx attributes;
-    int error = stat_at(parent_fd, name, &attributes);
+    int error = stat_at(worker->mirror, parent_fd, name, &attributes);
     if (error) {
         reply_error(worker, request->header->unique, -error);
         return;
@@ -145,6 +150,19 @@ static int link_to(struct worker *worker, int target, int fd, const char *name) 
     return linkat(worker->mirror->proc_self_fd, number, fd, name, AT_SYMLINK_FOLLOW) ? errno : 0;
 }
 
+/* A file that is reached by two mounts is one nodeid, so FUSE does not tell by which of them it is to be linked. Where
+ * it was seen last by another one than the new name's, it is opened by that. */
+static int link_by_other_mount(struct worker *worker, int target, int fd, const char *name) {
+    struct handle handle;
+    if (!worker->mirror->settings.privileged || !backing_handle(target, "", &handle)) return EXDEV;
+    int mount = backing_reopen(worker->mirror, fd, O_RDONLY | O_DIRECTORY);
+    int same = mount < 0 ? mount : backing_open_handle(mount, &handle);
+    int error = same < 0 ? EXDEV : link_to(worker, same, fd, name);
+    if (same >= 0) close(same);
+    if (mount >= 0) close(mount);
+    return error;
+}
+
 static int make_link(struct worker *worker, const struct request *request, int fd) {
     const struct fuse_link_in *in = request->argument;
     struct inode *inode = inode_by_nodeid(worker->mirror, in->oldnodeid);
@@ -153,6 +171,8 @@ static int make_link(struct worker *worker, const struct request *request, int f
     if (!error) {
         error = become_if_able(worker, request->header);
         if (!error) error = link_to(worker, target, fd, request->name);
+        if (error == EXDEV && atomic_load(&inode->has_moved))
+            error = link_by_other_mount(worker, target, fd, request->name);
         backing_put(worker->mirror, inode);
     }
     inode_put(worker->mirror, inode);

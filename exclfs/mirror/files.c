@@ -140,7 +140,7 @@ static int file_new(struct worker *worker, struct inode *inode, int path, int re
 /* Before anybody hears of the handle. Where it lies on a removed inode it is all the same. */
 static void count_open(struct worker *worker, const struct request *request, struct open_file *file, int path) {
     struct statx attributes;
-    if (worker->mirror->settings.hold_open == OPEN_FILES_OFF || stat_at(path, "", &attributes)) return;
+    if (worker->mirror->settings.hold_open == OPEN_FILES_OFF || stat_at(worker->mirror, path, "", &attributes)) return;
     open_counts(worker, request, file, attributes.stx_uid);
 }
 
@@ -166,12 +166,15 @@ static int truncate_at_open(struct worker *worker, const struct request *request
     return 0;
 }
 
+enum { TO_EXECUTE = 0x20 }; /* __FMODE_EXEC of <linux/fs.h>: by execve(2) */
+
 void op_open(struct worker *worker, const struct request *request) {
     const struct fuse_open_in *in = request->argument;
     struct inode *inode = inode_of(worker, request);
     if (inode == NULL) return;
     struct open_file *file = NULL;
     int path = backing_get(worker->mirror, inode), error = path < 0 ? -path : 0;
+    if (!error && in->flags & TO_EXECUTE && atomic_load(&inode->limits) & NO_EXECUTION) error = EACCES;
     if (!error && in->flags & O_TRUNC) error = truncate_at_open(worker, request, path);
     if (!error) error = file_new(worker, inode, path, -1, manner_of(request, in->flags), &file);
     if (!error) count_open(worker, request, file, path);
@@ -204,10 +207,10 @@ static int adopt_created(struct worker *worker, const struct request *request, s
                          const char *name, int real) {
     const struct fuse_create_in *in = request->argument;
     struct statx attributes;
-    int error = -stat_at(real, "", &attributes);
+    int error = -stat_at(worker->mirror, real, "", &attributes);
     struct inode *inode = NULL;
     if (!error) {
-        inode = inode_seen(worker->mirror, parent, name, parent_fd, &attributes, 1);
+        inode = inode_seen(worker->mirror, parent, name, parent_fd < 0 ? real : parent_fd, &attributes, 1);
         if (inode == NULL) error = ENOMEM;
     }
     if (error) {

@@ -15,23 +15,19 @@ void identity_of(const struct mirror *mirror, const struct inode *inode, struct 
         .birth_seconds = inode->birth_seconds,
         .birth_nanoseconds = inode->birth_nanoseconds,
         .generation = inode->generation,
-        .type = inode->type,
+        .type = inode_type(inode),
         .nested = inode->key.dev != mirror->root->key.dev,
     };
-    const struct file_handle_copy *handle = inode->handle;
-    if (handle == NULL || handle->bytes > sizeof identity->handle) return;
-    identity->handle_type = handle->type;
-    identity->handle_bytes = handle->bytes;
-    memcpy(identity->handle, handle->data, handle->bytes);
+    inode_handle(inode, &identity->handle);
 }
 
 static bool is_that(const struct mirror *mirror, const struct inode *inode, const struct identity *identity) {
     struct identity other;
     identity_of(mirror, inode, &other);
     if (other.ino != identity->ino || other.type != identity->type || other.nested != identity->nested) return false;
-    if (other.handle_bytes > 0 && identity->handle_bytes > 0)
-        return other.handle_type == identity->handle_type && other.handle_bytes == identity->handle_bytes &&
-               memcmp(other.handle, identity->handle, other.handle_bytes) == 0;
+    if (other.handle.bytes > 0 && identity->handle.bytes > 0)
+        return other.handle.type == identity->handle.type && other.handle.bytes == identity->handle.bytes &&
+               memcmp(other.handle.data, identity->handle.data, other.handle.bytes) == 0;
     return other.birth_seconds == identity->birth_seconds && other.birth_nanoseconds == identity->birth_nanoseconds;
 }
 
@@ -39,7 +35,7 @@ static int found_at(struct mirror *mirror, const struct identity *identity, cons
     struct inode *inode;
     int error = path_known(mirror, path, &inode);
     if (error) return error;
-    if (is_that(mirror, inode, identity)) {
+    if (is_that(mirror, primary_of(inode), identity)) {
         *found = inode;
         return 0;
     }
@@ -68,7 +64,7 @@ static const char *below_root(const char *root, const char *path) {
 static int found_by(struct mirror *mirror, const struct identity *identity, int fd, struct inode **found) {
     struct statx attributes;
     char root[PATH_MAX], path[PATH_MAX];
-    int error = stat_at(fd, "", &attributes);
+    int error = stat_at(mirror, fd, "", &attributes);
     if (!error && attributes.stx_nlink == 0) error = -ESTALE;
     if (!error) error = name_of(mirror, mirror->source, root);
     if (!error) error = name_of(mirror, fd, path);
@@ -82,15 +78,9 @@ static int found_by(struct mirror *mirror, const struct identity *identity, int 
 
 int identity_restore(struct mirror *mirror, const struct identity *identity, const char *path, struct inode **found) {
     int error = found_at(mirror, identity, path, found);
-    bool opens = !identity->nested && identity->handle_bytes > 0 && atomic_load(&mirror->handles);
+    bool opens = !identity->nested && identity->handle.bytes > 0 && atomic_load(&mirror->handles);
     if (error != -ESTALE || !opens) return error;
-    struct file_handle_copy *handle = malloc(sizeof *handle + identity->handle_bytes);
-    if (handle == NULL) return -ENOMEM;
-    handle->type = identity->handle_type;
-    handle->bytes = identity->handle_bytes;
-    memcpy(handle->data, identity->handle, handle->bytes);
-    int fd = backing_open_handle(mirror, handle);
-    free(handle);
+    int fd = backing_open_handle(mirror->source, &identity->handle);
     if (fd < 0) return fd;
     error = found_by(mirror, identity, fd, found);
     close(fd);

@@ -8,16 +8,17 @@
  *
  * The nodeid is the backing inode number where that is on the root's device and free, so that it is the same after
  * a restart. The generation tells inodes apart that had one number one after the other.
+ *
+ * A directory that is reached by two mounts (one of them a bind mount inside the tree) is two nodeids: to the kernel a
+ * FUSE directory has one parent, and a working directory would jump from one to the other. The second is a *view*: an
+ * entry of its own with its own place and lookups, whose word and open files are those of the first, its *primary*; the
+ * policy knows only that one. Other inodes stay one nodeid, with one page cache and one set of locks, unless the mounts
+ * allow different things (one is read-only, say): FUSE asks by nodeid alone, so what a mount forbids can only be known
+ * if the nodeid tells the mount. A primary stays while it has views, whoever is forgotten first.
  */
 #include "mirror.h"
 
-#include <stdio.h>
-
-static uint64_t mix(uint64_t value) {
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EBULL;
-    return value ^ (value >> 31);
-}
+#include <malloc.h>
 
 static uint64_t hash_key(struct key key) { return mix(key.ino + mix(key.dev)); }
 static struct shard *key_shard(struct mirror *mirror, struct key key) {
@@ -31,8 +32,10 @@ static struct inode **bucket(struct shard *shard, uint64_t hash) {
     return &shard->buckets[(hash / SHARDS) & (shard->size - 1)];
 }
 
+enum { LEAST_BUCKETS = 64 };
+
 static int shard_init(struct shard *shard) {
-    shard->size = 64;
+    shard->size = LEAST_BUCKETS;
     shard->count = 0;
     shard->buckets = calloc(shard->size, sizeof *shard->buckets);
     if (shard->buckets == NULL) return -ENOMEM;
@@ -49,10 +52,17 @@ int inodes_init(struct mirror *mirror) {
     return 0;
 }
 
+/* Memory that many inodes had goes back to the system, which malloc by itself does only for what lies at its end. */
+static void give_back(struct mirror *mirror, unsigned long known) {
+    enum { WORTH_IT = 1 << 16 };
+    unsigned long most = atomic_load_explicit(&mirror->table.most_known, memory_order_relaxed);
+    if (most < WORTH_IT || known > most / 4) return;
+    if (atomic_compare_exchange_strong(&mirror->table.most_known, &most, known)) malloc_trim(0);
+}
+
 static void inode_free(struct mirror *mirror, struct inode *inode) {
     backing_drop(mirror, inode);
-    free(inode->name);
-    free(inode->handle);
+    if (inode->name != inode->packed) free(inode->name);
     free(inode);
     atomic_fetch_sub(&mirror->table.known, 1);
 }
@@ -85,8 +95,7 @@ static uint64_t hash_of(const struct inode *inode, enum index index) {
     return index == KEY ? hash_key(inode->key) : mix(inode->nodeid);
 }
 
-static void grow(struct shard *shard, enum index index) {
-    size_t size = shard->size * 2;
+static void resize(struct shard *shard, size_t size, enum index index) {
     struct inode **buckets = calloc(size, sizeof *buckets);
     if (buckets == NULL) return; /* longer chains are slower, not wrong */
     for (size_t b = 0; b < shard->size; b++)
@@ -103,7 +112,7 @@ static void grow(struct shard *shard, enum index index) {
 }
 
 static void insert(struct shard *shard, struct inode *inode, enum index index) {
-    if (shard->count >= shard->size) grow(shard, index);
+    if (shard->count >= shard->size) resize(shard, shard->size * 2, index);
     struct inode **at = bucket(shard, hash_of(inode, index));
     *link_of(inode, index) = *at;
     *at = inode;
@@ -115,15 +124,48 @@ static bool take_out(struct shard *shard, struct inode *inode, enum index index)
         if (*at == inode) {
             *at = *link_of(inode, index);
             shard->count--;
+            if (shard->size > LEAST_BUCKETS && shard->count < shard->size / 8) resize(shard, shard->size / 2, index);
             return true;
         }
     return false;
 }
 
+/* The primary. */
 static struct inode *search_key(struct shard *shard, struct key key) {
     struct inode *inode = *bucket(shard, hash_key(key));
-    while (inode != NULL && !same_key(inode->key, key)) inode = inode->next_of_key;
+    while (inode != NULL && (inode->primary != NULL || !same_key(inode->key, key))) inode = inode->next_of_key;
     return inode;
+}
+
+/* By which mount an inode was just seen, and what that forbids. */
+struct by_mount {
+    uint64_t mount;
+    uint8_t limits;
+};
+
+static bool is_seen_by(const struct inode *inode, struct by_mount by) {
+    if (atomic_load_explicit(&inode->mount, memory_order_relaxed) == by.mount) return true;
+    return inode_type(inode) != S_IFDIR && atomic_load_explicit(&inode->limits, memory_order_relaxed) == by.limits;
+}
+
+/* The primary or one of its views, whichever is seen by this mount. */
+static struct inode *search_view(struct shard *shard, struct inode *primary, struct by_mount by) {
+    if (is_seen_by(primary, by)) return primary;
+    struct inode *inode = *bucket(shard, hash_key(primary->key));
+    while (inode != NULL && (inode->primary != primary || !is_seen_by(inode, by))) inode = inode->next_of_key;
+    return inode;
+}
+
+/* Takes the inode and its views out of the key index: the number has become another's, or nobody's. */
+static void take_out_all(struct shard *shard, struct inode *primary) {
+    take_out(shard, primary, KEY);
+    for (struct inode **at = bucket(shard, hash_key(primary->key)); *at != NULL;) {
+        if ((*at)->primary == primary) {
+            *at = (*at)->next_of_key;
+            shard->count--;
+        } else
+            at = &(*at)->next_of_key;
+    }
 }
 
 static struct inode *search_nodeid(struct shard *shard, uint64_t nodeid) {
@@ -158,14 +200,15 @@ static bool was_last(struct mirror *mirror, struct inode *inode) {
 void inode_put(struct mirror *mirror, struct inode *inode) {
     /* The end of one may be the end of all that lead to it: a loop, for a tree can be deeper than a stack. */
     while (inode != NULL && was_last(mirror, inode)) {
-        struct inode *parent = inode->parent;
+        struct inode *parent = inode->parent, *primary = inode->primary;
         inode_free(mirror, inode);
+        if (primary != NULL) inode_put(mirror, primary); /* as deep as mounts are nested */
         inode = parent;
     }
 }
 
 bool same_birth(const struct inode *inode, const struct statx *attributes) {
-    if (inode->type != (attributes->stx_mode & S_IFMT)) return false;
+    if (inode_type(inode) != (attributes->stx_mode & S_IFMT)) return false;
     bool unknown = inode->birth_seconds == 0 && inode->birth_nanoseconds == 0;
     if (unknown || !(attributes->stx_mask & STATX_BTIME)) return true;
     return inode->birth_seconds == attributes->stx_btime.tv_sec &&
@@ -197,9 +240,9 @@ struct inode *inode_by_nodeid(struct mirror *mirror, uint64_t nodeid) {
 
 /* ---- making and meeting an inode ------------------------------------------------------------------------ */
 
-static uint32_t generation_of(const struct file_handle_copy *handle, const struct statx *attributes) {
+static uint32_t generation_of(const struct handle *handle, const struct statx *attributes) {
     uint64_t hash = 0xcbf29ce484222325ULL; /* FNV-1a */
-    if (handle != NULL)
+    if (handle->bytes > 0)
         for (unsigned i = 0; i < handle->bytes; i++) hash = (hash ^ handle->data[i]) * 0x100000001b3ULL;
     else if (attributes->stx_mask & STATX_BTIME)
         hash = mix((uint64_t)attributes->stx_btime.tv_sec * 1000000000ULL + attributes->stx_btime.tv_nsec);
@@ -225,28 +268,48 @@ static void publish(struct mirror *mirror, struct shard *by_key, struct inode *i
     insert(by_key, inode, KEY);
 }
 
+/* A handle is worth taking only where it can be opened again: on the root's mount, by a privileged server. */
+static void take_handle(struct mirror *mirror, int parent_fd, const char *name, uint64_t mount, struct handle *handle) {
+    handle->bytes = 0;
+    if (parent_fd < 0 || mount != mirror->home.mount || !atomic_load(&mirror->handles)) return;
+    if (!backing_handle(parent_fd, name, handle)) handle->bytes = 0;
+}
+
+/* Name and handle lie behind the inode: two allocations less for each. */
 static struct inode *inode_new(struct mirror *mirror, struct inode *parent, const char *name, int parent_fd,
-                               const struct statx *attributes) {
-    struct inode *inode = calloc(1, sizeof *inode);
+                               const struct statx *attributes, struct by_mount by) {
+    struct handle handle;
+    take_handle(mirror, parent_fd, name, by.mount, &handle);
+    size_t room = strlen(name) + 1;
+    struct inode *inode = calloc(1, sizeof *inode + room + handle.bytes);
     if (inode == NULL) return NULL;
-    inode->name = strdup(name);
-    if (inode->name == NULL) {
-        free(inode);
-        return NULL;
-    }
+    inode->name = memcpy(inode->packed, name, room);
+    inode->name_room = (uint8_t)(room - 1);
+    inode->handle_type = handle.type;
+    inode->handle_bytes = (uint8_t)handle.bytes;
+    memcpy(inode->packed + room, handle.data, handle.bytes);
     inode->key = key_of(attributes);
-    inode->type = attributes->stx_mode & S_IFMT;
+    inode->type = (uint8_t)((attributes->stx_mode & S_IFMT) >> 12);
     if (mirror->births && attributes->stx_mask & STATX_BTIME) {
         inode->birth_seconds = attributes->stx_btime.tv_sec;
         inode->birth_nanoseconds = attributes->stx_btime.tv_nsec;
     }
     inode->fd = -1;
-    if (parent_fd >= 0) inode->handle = backing_handle(mirror, parent_fd, name);
-    inode->generation = generation_of(inode->handle, attributes);
+    inode->generation = generation_of(&handle, attributes);
+    atomic_init(&inode->mount, by.mount);
+    atomic_init(&inode->limits, by.limits);
     inode->parent = parent;
     if (parent != NULL) inode_get(parent);
-    atomic_fetch_add(&mirror->table.known, 1);
+    unsigned long known = atomic_fetch_add(&mirror->table.known, 1) + 1;
+    if (known > atomic_load_explicit(&mirror->table.most_known, memory_order_relaxed))
+        atomic_store_explicit(&mirror->table.most_known, known, memory_order_relaxed);
     return inode;
+}
+
+void inode_handle(const struct inode *inode, struct handle *handle) {
+    handle->type = inode->handle_type;
+    handle->bytes = inode->handle_bytes;
+    memcpy(handle->data, inode->packed + inode->name_room + 1, inode->handle_bytes);
 }
 
 static void remember(struct inode *inode, unsigned lookups) { /* the key shard is locked */
@@ -261,34 +324,61 @@ void inode_looked_up(struct mirror *mirror, struct inode *inode) {
     pthread_mutex_unlock(&shard->lock);
 }
 
+/* Makes it a view of what the kernel knows already. The key shard is locked. */
+static void make_view(struct mirror *mirror, struct inode *inode, struct inode *primary) {
+    inode_get(primary);
+    inode->primary = primary;
+    atomic_store(&primary->viewed, true);
+    atomic_fetch_add(&mirror->table.views, 1);
+    if (inode_type(inode) == S_IFDIR && atomic_load(&mirror->tree.below) > 0)
+        tree_changed(mirror); /* there is one more way to what lies below */
+}
+
+/* By which mount it is reached now; a mount may forbid other things than it did (mount -o remount). */
+static void note_mount(struct inode *inode, struct by_mount by) {
+    if (atomic_load_explicit(&inode->mount, memory_order_relaxed) != by.mount) {
+        atomic_store_explicit(&inode->mount, by.mount, memory_order_relaxed);
+        atomic_store_explicit(&inode->has_moved, true, memory_order_relaxed);
+    }
+    if (inode_type(inode) == S_IFDIR) atomic_store_explicit(&inode->limits, by.limits, memory_order_relaxed);
+}
+
+/* The inode as it is known by this mount, or `made` in its place if that is not NULL. The key shard is locked. */
+static struct inode *meet(struct mirror *mirror, struct shard *shard, const struct statx *attributes,
+                          struct by_mount by, struct inode *made) {
+    struct inode *primary = search_key(shard, key_of(attributes));
+    if (primary != NULL && !same_birth(primary, attributes)) {
+        take_out_all(shard, primary); /* the number has been given to a younger inode behind the mount */
+        primary = NULL;
+    }
+    struct inode *inode = primary == NULL ? NULL : search_view(shard, primary, by);
+    if (inode != NULL || made == NULL) return inode;
+    if (primary != NULL) make_view(mirror, made, primary);
+    publish(mirror, shard, made);
+    return made;
+}
+
 struct inode *inode_seen(struct mirror *mirror, struct inode *parent, const char *name, int parent_fd,
                          const struct statx *attributes, unsigned lookups) {
-    struct key key = key_of(attributes);
-    struct shard *shard = key_shard(mirror, key);
+    struct by_mount by = {mount_of(attributes), nested_limits(mirror, parent, parent_fd, name, attributes)};
+    struct shard *shard = key_shard(mirror, key_of(attributes));
     struct inode *made = NULL;
     for (;;) {
         pthread_mutex_lock(&shard->lock);
-        struct inode *inode = search_key(shard, key);
-        if (inode != NULL && !same_birth(inode, attributes)) {
-            take_out(shard, inode, KEY); /* the number has been given to a younger inode behind the mount */
-            inode = NULL;
-        }
-        bool known = inode != NULL;
-        if (!known && made != NULL) {
-            inode = made;
-            publish(mirror, shard, made);
-        }
+        struct inode *inode = meet(mirror, shard, attributes, by, made);
         if (inode != NULL) {
             inode_get(inode);
             remember(inode, lookups);
+            if (inode != made) note_mount(inode, by);
         }
         pthread_mutex_unlock(&shard->lock);
         if (inode == NULL) {
-            made = inode_new(mirror, parent, name, parent_fd, attributes);
+            made = inode_new(mirror, parent, name, parent_fd, attributes, by);
             if (made == NULL) return NULL;
             continue;
         }
-        if (made != NULL && made != inode) { /* somebody else was faster */
+        bool known = inode != made;
+        if (known && made != NULL) { /* somebody else was faster */
             inode_free(mirror, made);
             if (parent != NULL) inode_put(mirror, parent);
         }
@@ -301,7 +391,7 @@ struct inode *inode_seen(struct mirror *mirror, struct inode *parent, const char
  * the other: nothing would ever let go of such a circle. A directory that the kernel has forgotten is looked up before
  * anybody uses it, so that its place may be forgotten too. */
 static void leave_circle(struct mirror *mirror, struct inode *directory) {
-    if (tree_is_below(mirror, directory, directory)) inode_lost(mirror, directory);
+    if (tree_is_circle(mirror, directory)) inode_lost(mirror, directory);
 }
 
 void inode_forget(struct mirror *mirror, uint64_t nodeid, uint64_t lookups) {
@@ -314,117 +404,31 @@ void inode_forget(struct mirror *mirror, uint64_t nodeid, uint64_t lookups) {
     inode->nlookup = inode->nlookup > lookups ? inode->nlookup - lookups : 0;
     pthread_mutex_unlock(&shard->lock);
     /* Besides the kernel's reference and this one: children, as a rule. */
-    if (forgotten && S_ISDIR(inode->type) && atomic_load(&inode->references) > 2) leave_circle(mirror, inode);
+    if (forgotten && inode_type(inode) == S_IFDIR && atomic_load(&inode->references) > 2) leave_circle(mirror, inode);
     if (forgotten) inode_put(mirror, inode);
     inode_put(mirror, inode);
+    if (forgotten) give_back(mirror, atomic_load_explicit(&mirror->table.known, memory_order_relaxed));
 }
 
 void inode_gone(struct mirror *mirror, struct inode *inode) {
-    struct shard *shard = key_shard(mirror, inode->key);
+    struct inode *primary = primary_of(inode);
+    struct shard *shard = key_shard(mirror, primary->key);
     pthread_mutex_lock(&shard->lock);
-    atomic_store(&inode->removed, true);
-    take_out(shard, inode, KEY);
+    atomic_store(&primary->removed, true);
+    take_out_all(shard, primary);
     pthread_mutex_unlock(&shard->lock);
 }
 
-/* ---- places: where an inode was seen last ---------------------------------------------------------------- */
-
-static pthread_mutex_t *place_lock(struct mirror *mirror, const struct inode *inode) {
-    return &mirror->place_locks[mix((uintptr_t)inode) % PLACE_LOCKS];
-}
-
-void inode_moved(struct mirror *mirror, struct inode *inode, struct inode *parent, const char *name) {
-    if (inode == mirror->root || inode == parent) return;
-    pthread_mutex_t *lock = place_lock(mirror, inode);
-    pthread_mutex_lock(lock);
-    bool same = inode->parent == parent && strcmp(inode->name, name) == 0;
-    pthread_mutex_unlock(lock);
-    if (same) return;
-    char *copy = strdup(name);
-    if (copy == NULL) return; /* an old hint is verified before it is believed */
-    inode_get(parent);
-    pthread_mutex_lock(lock);
-    struct inode *before = inode->parent;
-    char *old = inode->name;
-    inode->parent = parent;
-    inode->name = copy;
-    pthread_mutex_unlock(lock);
-    free(old);
-    /* A hold that begins to reach below after this was looked at changes the tree itself. */
-    if (before != parent && S_ISDIR(inode->type) && atomic_load(&mirror->tree.below) > 0) tree_changed(mirror);
-    if (before != NULL) inode_put(mirror, before);
-    if (!atomic_load(&inode->removed)) backing_unpin(mirror, inode);
-}
-
-void inode_lost(struct mirror *mirror, struct inode *inode) {
-    pthread_mutex_t *lock = place_lock(mirror, inode);
-    pthread_mutex_lock(lock);
-    struct inode *before = inode->parent;
-    inode->parent = NULL;
-    pthread_mutex_unlock(lock);
-    if (before != NULL) inode_put(mirror, before);
-}
-
-struct inode *inode_parent(struct mirror *mirror, struct inode *inode) {
-    pthread_mutex_t *lock = place_lock(mirror, inode);
-    pthread_mutex_lock(lock);
-    struct inode *parent = inode->parent;
-    if (parent != NULL) inode_get(parent);
-    pthread_mutex_unlock(lock);
-    return parent;
-}
-
-/* Copies the place of an inode; the parent comes with a reference, NULL for the root. */
-struct inode *inode_place(struct mirror *mirror, struct inode *inode, char name[NAME_MAX + 1]) {
-    pthread_mutex_t *lock = place_lock(mirror, inode);
-    pthread_mutex_lock(lock);
-    struct inode *parent = inode->parent;
-    if (parent != NULL) {
-        inode_get(parent);
-        snprintf(name, NAME_MAX + 1, "%s", inode->name);
-    }
-    pthread_mutex_unlock(lock);
-    return parent;
-}
-
-/* Writes the path from its end; a path that does not fit, or runs in a circle, begins with "...". */
-size_t inode_path(struct mirror *mirror, struct inode *directory, const char *name, char *path, size_t size) {
-    char *begin = path + size - 1, part[NAME_MAX + 1];
-    *begin = 0;
-    size_t length = strlen(name);
-    if (length > size - 8) length = size - 8;
-    begin -= length;
-    memcpy(begin, name, length);
-
-    struct inode *at = directory, *parent;
-    inode_get(at);
-    for (unsigned depth = 0; (parent = inode_place(mirror, at, part)) != NULL; depth++) {
-        inode_put(mirror, at);
-        at = parent;
-        size_t more = strlen(part);
-        bool separator = *begin != 0;
-        if (depth > 4096 || (size_t)(begin - path) < more + 6) {
-            begin -= 4;
-            memcpy(begin, ".../", 4);
-            break;
-        }
-        if (separator) *--begin = '/';
-        begin -= more;
-        memcpy(begin, part, more);
-    }
-    inode_put(mirror, at);
-    size_t total = (size_t)(path + size - 1 - begin);
-    memmove(path, begin, total + 1);
-    return total;
-}
-
-size_t inode_own_path(struct mirror *mirror, struct inode *inode, char *path, size_t size) {
-    return inode_path(mirror, inode, "", path, size);
-}
-
-/* st_ino as programs see it: the backing number on the root's device; elsewhere the device is folded into the high
- * bits, so that inodes of several filesystems in one tree do not collide. */
-uint64_t shown_ino(const struct mirror *mirror, dev_t dev, ino_t ino) {
-    if (dev == mirror->root->key.dev) return ino;
-    return ino ^ (mix(dev) | 1) << 48;
+unsigned inode_views(struct mirror *mirror, struct inode *inode, struct inode *views[MOST_VIEWS]) {
+    struct inode *primary = primary_of(inode);
+    unsigned number = 0;
+    inode_get(views[number++] = primary);
+    if (!atomic_load(&primary->viewed)) return number;
+    struct shard *shard = key_shard(mirror, primary->key);
+    pthread_mutex_lock(&shard->lock);
+    for (struct inode *at = *bucket(shard, hash_key(primary->key)); at != NULL && number < MOST_VIEWS;
+         at = at->next_of_key)
+        if (at->primary == primary) inode_get(views[number++] = at);
+    pthread_mutex_unlock(&shard->lock);
+    return number;
 }

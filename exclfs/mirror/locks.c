@@ -129,7 +129,8 @@ static int word_add(struct mirror *mirror, struct inode *inode, unsigned word, b
 /* Sets the word; -ESTALE if the last link is gone, tested under the lock. Without `wait`, -EAGAIN while a removal
  * that shares the stripe is in flight. Callers are serialised by the policy: one thread sets words at a time for an
  * inode. */
-int word_set(struct mirror *mirror, struct inode *inode, unsigned word, bool wait) {
+int word_set(struct mirror *mirror, struct inode *view, unsigned word, bool wait) {
+    struct inode *inode = primary_of(view);
     unsigned before = atomic_load(&inode->word);
     if ((before | word) == before) {
         word_store(mirror, inode, word);

@@ -12,11 +12,14 @@ void mirror_free(struct mirror *mirror) {
     inodes_destroy(mirror);
     questions_destroy(mirror);
     gates_destroy(mirror);
+    mounts_destroy(mirror);
+    nested_destroy(mirror);
     backing_destroy(mirror);
     writeback_destroy(mirror);
     tree_destroy(mirror);
     locks_destroy(mirror);
     pthread_mutex_destroy(&mirror->reading);
+    pthread_mutex_destroy(&mirror->replacing);
     sem_destroy(&mirror->begun);
     if (mirror->finished >= 0) close(mirror->finished);
     if (mirror->proc_self_fd >= 0) close(mirror->proc_self_fd);
@@ -45,23 +48,25 @@ static bool births_count(struct mirror *mirror) {
     return fstatfs(mirror->source, &filesystem) == 0 && filesystem.f_type != OVERLAYFS_SUPER_MAGIC;
 }
 
-/* Whether the filesystem has a flush operation. Those that are known to have none: */
-static bool flushes(int fd) {
-    static const long without[] = {EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, F2FS_SUPER_MAGIC};
+/* Whether it is one of the filesystems that ask nobody, and have no flush operation. */
+static bool is_local(int fd) {
+    static const long known[] = {EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, F2FS_SUPER_MAGIC};
     struct statfs status;
-    if (fstatfs(fd, &status)) return true;
-    for (unsigned i = 0; i < sizeof without / sizeof *without; i++)
-        if (status.f_type == without[i]) return false;
-    return true;
+    if (fstatfs(fd, &status)) return false;
+    for (unsigned i = 0; i < sizeof known / sizeof *known; i++)
+        if (status.f_type == known[i]) return true;
+    return false;
 }
 
 static int mirror_root(struct mirror *mirror) {
     struct statx attributes;
-    int error = stat_at(mirror->source, "", &attributes);
-    if (error) return error;
+    if (statx(mirror->source, "", AT_EMPTY_PATH, STATX_WANTED, &attributes)) return -errno;
+    mirror->home.dev = key_of(&attributes).dev;
+    mirror->home.mount = mount_of(&attributes);
     mirror->births = births_count(mirror);
     atomic_store(&mirror->handles, mirror->settings.privileged && handles_work(mirror));
-    mirror->flushes = flushes(mirror->source);
+    mirror->flushes = !is_local(mirror->source);
+    mirror->home.local = is_local(mirror->source);
     mirror->root = inode_seen(mirror, NULL, "", mirror->source, &attributes, 1);
     if (mirror->root == NULL) return -ENOMEM;
     int kept = fcntl(mirror->source, F_DUPFD_CLOEXEC, 0);
@@ -76,15 +81,19 @@ int mirror_new(struct mirror **made, int source, int device, int channel, struct
     mirror->device = device;
     atomic_store(&mirror->passthrough, settings.passthrough);
     mirror->questions.wake = mirror->gates.news = -1;
+    mirror->mounts.fd = -1;
     mirror->finished = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     mirror->proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool opened = mirror->finished >= 0 && mirror->proc_self_fd >= 0 && mirror->proc >= 0;
     int error = !opened || sem_init(&mirror->begun, 0, 0) ? -errno : -pthread_mutex_init(&mirror->reading, NULL);
+    if (!error) error = -pthread_mutex_init(&mirror->replacing, NULL);
     if (!error) error = locks_init(mirror);
     if (!error) error = tree_init(mirror);
     if (!error) error = writeback_init(mirror);
     if (!error) error = backing_init(mirror);
+    if (!error) error = nested_init(mirror);
+    if (!error) error = mounts_init(mirror);
     if (!error) error = inodes_init(mirror);
     if (!error) error = questions_init(mirror, channel);
     if (!error) error = gates_init(mirror);

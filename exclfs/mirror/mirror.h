@@ -8,6 +8,10 @@
  *   entries attributes xattrs files directories removals    the operations
  *   listing      the entries of an open directory, from any of them
  *   inodes       the table: every inode that the kernel knows or that is held
+ *   places       where an inode was seen last
+ *   nested       what of the tree lies on another mount or device than its root
+ *   mounts       the mounts that there are
+ *   ways         how a directory can be reached by several of them
  *   backing      a descriptor for an inode, from a budget; identity verified
  *   locks        the stripes that make removals and trylocks linearisable
  *   tree         what reaches below a directory: the tree lock, coverage, ancestors
@@ -20,8 +24,9 @@
  *   requester    doing something as the user who asked for it
  *   module       the Python face
  *
- * Order of locks, outermost first: tree lock > stripe, by address > moving > io lock > key shard > nodeid shard > place lock >
- * budget. The gates' lock is taken alone. None is held while a request waits for a verdict, or stands at a gate.
+ * Order of locks, outermost first: tree lock > stripe, by address > learning > moving > io lock > key shard > nodeid
+ * shard > place lock > budget, mounts. The gates' lock is taken alone. None is held while a request waits for a verdict,
+ * or stands at a gate.
  */
 #ifndef EXCLFS_MIRROR_H
 #define EXCLFS_MIRROR_H
@@ -68,61 +73,85 @@ int request_parse(const void *message, size_t size, struct request *request);
 
 /* ---- inodes --------------------------------------------------------------------------------------------- */
 
+static inline uint64_t mix(uint64_t value) {
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EBULL;
+    return value ^ (value >> 31);
+}
+
 struct key {
     dev_t dev;
     ino_t ino;
 };
 
-struct file_handle_copy {
+/* A file handle, where one is worth taking: bytes is 0 for none. */
+enum { HANDLE_MAX = 128 }; /* MAX_HANDLE_SZ */
+struct handle {
     int type;
     unsigned bytes;
-    unsigned char data[];
+    unsigned char data[HANDLE_MAX];
 };
 
+/* What a mount other than the root's forbids, or is (nested.c). */
+enum { READ_ONLY = 1 << 0, NO_SUID = 1 << 1, NO_DEVICES = 1 << 2, NO_EXECUTION = 1 << 3, SERVED = 1 << 4 };
+
+/* One object of the tree as the kernel knows it. There may be millions: benchmarks/memory.py has what one costs. */
 struct inode {
     /* Identity: never changes. */
     struct key key;
     int64_t birth_seconds; /* 0 where the filesystem keeps no birth time */
+    uint64_t nodeid;
     uint32_t birth_nanoseconds;
     uint32_t generation;
-    uint64_t nodeid;
-    mode_t type; /* S_IFMT bits */
+    /* Of a view: the inode whose word and open files are also its own, with a reference. Else NULL. */
+    struct inode *primary;
+    atomic_ulong mount; /* by which it is reached; that of a directory never changes */
 
     /* Lifetime: one reference for the kernel while nlookup > 0, one for a non-zero word, one for each child whose
-     * place is here, one for each request at work. */
-    atomic_uint references;
+     * place is here, one for each view, one for each request at work. */
     uint64_t nlookup; /* under the key shard */
     struct inode *next_of_key, *next_of_nodeid;
+    atomic_uint references;
 
-    /* What the policy set: written under the stripe held exclusively. */
+    /* What the policy set: written under the stripe held exclusively. Not of a view. */
     atomic_uint word;
     atomic_uint word_generation;
     atomic_uint frozen; /* questions that must be answered before the word may change */
-    atomic_bool removed; /* its last link went through this mirror */
 
     /* Of a directory: under which generation of the tree it was looked at, and whether it lies in a directory whose
      * names may not be removed: generation << 1 | covered. */
     atomic_ulong coverage;
 
-    /* Who has it open, where that counts: under its io lock; the numbers change under its stripe held exclusively. */
+    /* Who has it open, where that counts: under its io lock; the numbers change under its stripe held exclusively. Not
+     * of a view. */
     struct open_file *opens;
     atomic_uint open_count, open_generation;
 
     /* Where it was seen last: under the place lock. */
     struct inode *parent;
-    char *name;
+    char *name; /* in `packed`, or allocated if it has become too long for that */
 
     /* A descriptor, if it has one: under the budget's lock. */
-    struct file_handle_copy *handle; /* set once, before the inode is published */
-    struct inode *newer, *older;     /* in the order of use */
-    int fd;                          /* O_PATH, or -1 */
+    struct inode *newer, *older; /* in the order of use */
+    int fd;                      /* O_PATH, or -1 */
     unsigned fd_users;
-    bool fd_pinned; /* kept until FORGET, if it can be: nothing else leads to the inode any more */
 
     /* How it is open: under io_lock of the mirror's stripe. */
     int32_t backing_id; /* > 0 while open by passthrough */
-    bool backing_is_roots; /* the kernel writes through it with root's rights, else with nobody's */
     uint32_t passthrough_opens, plain_opens;
+    bool backing_is_roots; /* the kernel writes through it with root's rights, else with nobody's */
+
+    bool fd_pinned;        /* with the descriptor: kept until FORGET, for nothing else leads to it any more */
+    bool fd_nested;        /* likewise: it keeps another mount than the root's busy, so it is not kept for long */
+    bool fd_used;          /* likewise: since somebody looked last whether it still is */
+    atomic_bool removed;   /* its last link went through this mirror; not of a view */
+    atomic_bool viewed;    /* it has had views */
+    atomic_bool has_moved; /* it has been reached by more than one mount, and is no directory */
+    atomic_uchar limits;   /* of the mount by which it is reached; of the root's, 0 */
+    uint8_t type;          /* S_IFMT bits, shifted */
+    uint8_t name_room, handle_bytes;
+    int handle_type;
+    char packed[]; /* room for the name, and then the handle's data */
 };
 
 enum { SHARDS = 64 };
@@ -136,7 +165,9 @@ struct shard {
 struct inode_table {
     struct shard by_key[SHARDS], by_nodeid[SHARDS];
     atomic_ulong known;
+    atomic_ulong most_known; /* since memory was last given back */
     atomic_ulong next_nodeid;
+    atomic_uint views; /* that were ever made: while there are none, every inode has one place */
 };
 
 /* ---- locks ---------------------------------------------------------------------------------------------- */
@@ -181,6 +212,7 @@ struct settings {
     bool privileged; /* root: may act as the requester, may open by handle */
     enum open_files hold_open; /* whose open files count against removals */
     bool gates; /* requests can be stopped */
+    dev_t mounted;             /* st_dev of the mount that is served: never to be entered; 0 if there is none */
 };
 
 enum counter {
@@ -246,6 +278,7 @@ struct listings {
     atomic_ulong begun_short[LISTINGS]; /* nodeids, each at its own place */
     atomic_uint missed;
 };
+enum { MOST_WORKERS = 1024 };
 
 struct mirror {
     struct settings settings;
@@ -256,12 +289,39 @@ struct mirror {
     int finished;     /* eventfd, written when the mount has ended */
     atomic_bool ended;
     atomic_uint workers_left;
-    unsigned workers;
-    pthread_t *threads;
+    atomic_uint workers;
+    atomic_uint away;          /* of them, those that may wait for another server */
+    pthread_mutex_t replacing; /* one more thread is made at a time */
+    pthread_t threads[MOST_WORKERS];
     bool started;
     sem_t begun; /* posted by each thread that start() makes, once it can serve or has failed to */
     atomic_int begin_error;
 
+    struct {
+        dev_t dev;     /* of the root of the tree */
+        uint64_t mount; /* by which the root is reached */
+        bool local;     /* what its filesystem says of an inode without asking anybody is true */
+    } home;
+    struct mounts {
+        pthread_mutex_t lock;
+        int fd; /* /proc/self/mountinfo */
+        struct known_mount {
+            int id;
+            dev_t dev;
+            uint8_t limits;
+            bool distant;       /* its filesystem may keep us waiting */
+            bool local;         /* it asks nobody */
+            char *root, *point; /* which of its directories is mounted, and where: both without escapes */
+        } *all;
+        size_t number;
+        unsigned long readings; /* how often the list has been read */
+        pthread_mutex_t learning; /* one learns the ways, and others wait until they are known */
+        unsigned long learnt;     /* after which of the readings that was */
+        uint64_t parts;           /* what of them shows a part of the tree, as a hash */
+        struct inode **kept;      /* the directories in the tree where mounts are, each with a reference */
+        size_t kept_number;
+    } mounts;
+    struct nested *nested; /* the devices of the tree other than the root's */
     struct inode_table table;
     struct inode *root;
     struct stripes stripes;
@@ -272,8 +332,8 @@ struct mirror {
 
     struct {
         pthread_mutex_t lock;
-        struct order spare, pinned; /* spare: what would be opened again */
-        unsigned limit;             /* of each */
+        struct order spare, nested, pinned; /* what would be opened again on the root's mount, and on others */
+        unsigned limit;                     /* of the first two together, and of the last */
     } budget;
     atomic_uint opens; /* descriptors of open files and directories */
 
@@ -322,6 +382,7 @@ int path_resolve(struct mirror *mirror, const char *path, uid_t uid, gid_t gid, 
 int channel_mount(const char *mountpoint, const char *source, const char *type, unsigned long flags, const char *data);
 int channel_start(struct mirror *mirror);
 void channel_stop(struct mirror *mirror);
+void channel_replace(struct mirror *mirror); /* if every worker may be waiting for another server, there is one more */
 int worker_begin(struct worker *worker, struct mirror *mirror); /* 0 or -errno, which start() hears of too */
 void worker_end(struct worker *worker);
 int reply(struct worker *worker, uint64_t unique, const void *body, size_t size); /* 0 or -errno of the write */
@@ -344,10 +405,16 @@ static inline void count(struct mirror *mirror, enum counter counter) {
 void serve(struct worker *worker, const struct request *request);
 
 /* inodes.c */
+static inline mode_t inode_type(const struct inode *inode) { return (mode_t)inode->type << 12; }
+/* The one of all views of an inode that has its word. */
+static inline struct inode *primary_of(struct inode *inode) { return inode->primary != NULL ? inode->primary : inode; }
+static inline bool has_views(const struct inode *inode) {
+    return inode->primary != NULL || atomic_load_explicit(&inode->viewed, memory_order_relaxed);
+}
 int inodes_init(struct mirror *mirror);
 void inodes_destroy(struct mirror *mirror);
 bool same_birth(const struct inode *inode, const struct statx *attributes);
-/* The inode of this key with a new reference, or NULL. attributes, if given, must show the same birth. */
+/* The primary inode of this key with a new reference, or NULL. attributes, if given, must show the same birth. */
 struct inode *inode_by_key(struct mirror *mirror, struct key key, const struct statx *attributes);
 struct inode *inode_by_nodeid(struct mirror *mirror, uint64_t nodeid); /* referenced, or NULL */
 /* Finds or makes the inode that (parent, name) was just seen to be; fd may be -1. With lookups added to nlookup. */
@@ -357,10 +424,18 @@ void inode_looked_up(struct mirror *mirror, struct inode *inode); /* once more b
 void inode_get(struct inode *inode);
 void inode_put(struct mirror *mirror, struct inode *inode);
 void inode_forget(struct mirror *mirror, uint64_t nodeid, uint64_t lookups);
+void inode_gone(struct mirror *mirror, struct inode *inode); /* its last link is removed: the key is free again */
+/* The inode and all its views, each with a reference: their number, at most `most`. */
+enum { MOST_VIEWS = 256 };
+unsigned inode_views(struct mirror *mirror, struct inode *inode, struct inode *views[MOST_VIEWS]);
+void inode_handle(const struct inode *inode, struct handle *handle);
+
+/* places.c */
 void inode_moved(struct mirror *mirror, struct inode *inode, struct inode *parent, const char *name);
 void inode_lost(struct mirror *mirror, struct inode *inode); /* nobody knows where it is */
-void inode_gone(struct mirror *mirror, struct inode *inode); /* its last link is removed: the key is free again */
-uint64_t shown_ino(const struct mirror *mirror, dev_t dev, ino_t ino);
+/* A name of the inode went from one directory to another: by whichever views of them it was known. */
+void inode_renamed(struct mirror *mirror, struct inode *inode, struct inode *from, const char *name, struct inode *to,
+                   const char *new_name);
 /* The path below the root, without a leading slash; at most size - 1 bytes, a deeper one begins with "...". */
 size_t inode_path(struct mirror *mirror, struct inode *directory, const char *name, char *path, size_t size);
 size_t inode_own_path(struct mirror *mirror, struct inode *inode, char *path, size_t size);
@@ -375,10 +450,16 @@ static inline struct key key_of(const struct statx *attributes) {
     };
 }
 
+/* Of kernels before 5.8, which do not tell, all mounts are one. */
+static inline uint64_t mount_of(const struct statx *attributes) { return attributes->stx_mnt_id; }
+
 static inline bool same_key(struct key a, struct key b) { return a.ino == b.ino && a.dev == b.dev; }
 
 /* backing.c */
-enum { STATX_WANTED = STATX_BASIC_STATS | STATX_BTIME };
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x4000U /* since Linux 6.8; older ones give the id that can be used again */
+#endif
+enum { STATX_TOLD = STATX_BASIC_STATS | STATX_BTIME, STATX_WANTED = STATX_TOLD | STATX_MNT_ID_UNIQUE };
 int backing_init(struct mirror *mirror);
 void backing_destroy(struct mirror *mirror);
 int backing_get(struct mirror *mirror, struct inode *inode); /* an O_PATH descriptor, or -errno */
@@ -387,14 +468,44 @@ void backing_drop(struct mirror *mirror, struct inode *inode); /* at the inode's
 int backing_pin(struct mirror *mirror, struct inode *inode);   /* keep a descriptor until FORGET; 0 or -errno */
 void backing_unpin(struct mirror *mirror, struct inode *inode); /* a name leads to it again */
 int backing_adopt(struct mirror *mirror, struct inode *inode, int fd); /* pin this one, which we own */
+/* As backing_get, where this name just led to it: also if it is not where it was seen last. */
+int backing_get_at(struct mirror *mirror, struct inode *inode, int parent_fd, const char *name);
+void backing_sweep(struct mirror *mirror); /* closes what keeps other mounts busy and was not used since the last time */
+bool backing_must_sweep(struct mirror *mirror);
 int backing_reopen(struct mirror *mirror, int fd, int flags);  /* a real descriptor for an O_PATH one */
 /* Before a descriptor is opened that stays open with a file or directory: false if there are too many. */
 bool open_begins(struct mirror *mirror);
 void open_closed(struct mirror *mirror);
+bool backing_leads_to(struct mirror *mirror, struct inode *inode); /* the place where it was seen last still does */
 int backing_stat(struct mirror *mirror, struct inode *inode, struct statx *attributes);
-int stat_at(int fd, const char *name, struct statx *attributes); /* 0 or -errno */
-struct file_handle_copy *backing_handle(struct mirror *mirror, int parent_fd, const char *name);
-int backing_open_handle(struct mirror *mirror, const struct file_handle_copy *handle); /* O_PATH, or -errno */
+bool backing_handle(int fd, const char *name, struct handle *handle);
+int backing_open_handle(int mount_fd, const struct handle *handle); /* O_PATH, or -errno */
+
+/* nested.c */
+int nested_init(struct mirror *mirror);
+void nested_destroy(struct mirror *mirror);
+void nested_begin(void); /* a thread that serves: other servers know it by its name */
+void nested_serve(struct mirror *mirror, uint32_t pid); /* it works for this thread now; 0: for nobody else */
+/* What is there, without ever asking our own mount: 0, -ELOOP if it is that, or -errno. */
+int stat_at(struct mirror *mirror, int fd, const char *name, struct statx *attributes);
+/* What the mount forbids by which (fd, name) was just seen in this directory, which may be NULL. */
+uint8_t nested_limits(struct mirror *mirror, struct inode *parent, int fd, const char *name,
+                      const struct statx *attributes);
+uint64_t shown_ino(const struct mirror *mirror, dev_t dev, ino_t ino);
+/* Whether serving this inode to who asks would have one server wait for another that may wait for it. */
+bool nested_is_loop(struct mirror *mirror, const struct inode *inode);
+
+/* mounts.c */
+int mounts_init(struct mirror *mirror);
+void mounts_destroy(struct mirror *mirror);
+uint8_t mounts_limits(struct mirror *mirror, int fd); /* of the mount that the descriptor is on */
+enum filesystem { LOCAL, OF_A_SERVER, OTHER_FILESYSTEM }; /* asks nobody; asks a process (FUSE); may ask somebody */
+enum filesystem mounts_filesystem(struct mirror *mirror, int fd); /* that the descriptor is on */
+struct mounts *mounts_lock(struct mirror *mirror);    /* the list as it is now */
+int mounts_id(const struct mirror *mirror, int fd);   /* in that list, of the mount that the descriptor is on */
+
+/* ways.c */
+void ways_learn(struct mirror *mirror); /* every way to every directory that is reached by several is known */
 
 /* locks.c */
 int locks_init(struct mirror *mirror);
@@ -421,8 +532,10 @@ void tree_move_begin(struct mirror *mirror);
 void tree_look_begin(struct mirror *mirror);
 void tree_end(struct mirror *mirror); /* of either */
 bool tree_covers(struct mirror *mirror, struct inode *directory); /* a name in it is not to be removed unasked */
-bool tree_is_below(struct mirror *mirror, struct inode *inode, const struct inode *directory);
-/* The directories above, the root first and each with a reference: their number. */
+bool tree_is_below(struct mirror *mirror, struct inode *inode, struct inode *directory);
+bool tree_is_circle(struct mirror *mirror, struct inode *directory); /* the places above it lead back to it */
+/* The directories above by every way, that by which it was seen last at the end and its parent last of all, each with
+ * a reference: their number. */
 int tree_ancestors(struct mirror *mirror, struct inode *inode, struct inode *above[MOST_ABOVE]);
 
 /* questions.c */
@@ -449,6 +562,7 @@ struct question {
 int questions_init(struct mirror *mirror, int channel);
 int questions_start(struct mirror *mirror);
 void questions_stop(struct mirror *mirror);
+void questions_wake(struct mirror *mirror); /* its thread has something to do */
 void questions_destroy(struct mirror *mirror);
 /* Whether this thread waits for the answer to a question. */
 bool questions_await(struct mirror *mirror, uint32_t pid);
@@ -519,9 +633,7 @@ struct identity {
     uint32_t birth_nanoseconds, generation;
     mode_t type;
     bool nested; /* on another device than the root */
-    int handle_type;
-    unsigned handle_bytes;
-    unsigned char handle[128]; /* MAX_HANDLE_SZ */
+    struct handle handle;
 };
 void identity_of(const struct mirror *mirror, const struct inode *inode, struct identity *identity);
 /* Finds that very inode again; it comes with a reference. 0, -ESTALE if it is not in this tree any more, or -errno. */
@@ -618,9 +730,9 @@ void writeback_opened(struct mirror *mirror, struct open_file *file);
 int writeback_sync(struct mirror *mirror, struct open_file *file, bool data_only); /* fsync: 0 or errno */
 
 /* shared by operations */
-void fill_attr(const struct mirror *mirror, const struct statx *from, struct fuse_attr *to);
+void fill_attr(const struct mirror *mirror, const struct inode *inode, const struct statx *from, struct fuse_attr *to);
 void fill_timeout(double seconds, uint64_t *whole, uint32_t *nanoseconds);
-void fill_entry(const struct mirror *mirror, const struct inode *inode, const struct statx *attributes,
+void fill_entry(struct mirror *mirror, struct inode *inode, const struct statx *attributes,
                 struct fuse_entry_out *entry);
 int handle_descriptor(struct mirror *mirror, uint64_t fh, bool writable); /* of an open file, owned by it; or -errno */
 

@@ -20,23 +20,25 @@ PyObject *os_error(int error) {
 static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout", "decision_timeout",
                             "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open",
-                            "opens",       "gates",       NULL};
+                            "opens",       "gates",       "mounted",     NULL};
     int source, device, channel, passthrough, ask_always, privileged, hold_open, gates;
+    unsigned long long mounted;
     struct settings settings;
     if (self->mirror != NULL) {
         PyErr_SetString(PyExc_ValueError, "a mirror is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppiIp", names, &source, &device, &channel,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppiIpK", names, &source, &device, &channel,
                                      &settings.entry_timeout, &settings.attr_timeout, &settings.decision_timeout,
                                      &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged,
-                                     &hold_open, &settings.opens, &gates))
+                                     &hold_open, &settings.opens, &gates, &mounted))
         return -1;
     settings.passthrough = passthrough;
     settings.ask_always = ask_always;
     settings.privileged = privileged;
     settings.gates = gates;
     settings.hold_open = (enum open_files)hold_open;
+    settings.mounted = (dev_t)mounted;
     int error = mirror_new(&self->mirror, source, device, channel, settings);
     if (error) {
         os_error(error);
@@ -93,9 +95,20 @@ static PyObject *Mirror_stop(MirrorObject *self, PyObject *ignored) {
 
 /* ---- inodes and words ----------------------------------------------------------------------------------- */
 
-static PyObject *inode_tuple(const struct inode *inode) {
+/* Of all views of an inode the policy knows one. */
+static PyObject *inode_tuple(struct inode *view) {
+    const struct inode *inode = primary_of(view);
     return Py_BuildValue("(KKKI)", (unsigned long long)inode->nodeid, (unsigned long long)inode->key.dev,
                          (unsigned long long)inode->key.ino, inode->generation);
+}
+
+/* The one of all views that the policy knows, in place of one that was found: with its reference. */
+static struct inode *known_one(struct mirror *mirror, struct inode *view) {
+    struct inode *inode = primary_of(view);
+    if (inode == view) return inode;
+    inode_get(inode);
+    inode_put(mirror, view);
+    return inode;
 }
 
 static PyObject *Mirror_identify(MirrorObject *self, PyObject *argument) {
@@ -192,8 +205,11 @@ static PyObject *Mirror_ancestors(MirrorObject *self, PyObject *argument) {
     struct inode *inode = inode_by_nodeid(mirror, nodeid);
     if (inode == NULL) return os_error(ESTALE);
     struct inode **above = calloc(MOST_ABOVE, sizeof *above);
-    int number = above == NULL ? 0 : tree_ancestors(mirror, inode, above);
+    int number = 0;
+    BEGIN_WORK(self)
+    if (above != NULL) number = tree_ancestors(mirror, inode, above);
     inode_put(mirror, inode);
+    END_WORK(self)
     return above == NULL ? PyErr_NoMemory() : inodes_upwards(mirror, above, number);
 }
 
@@ -221,6 +237,9 @@ static PyObject *Mirror_below(MirrorObject *self, PyObject *arguments) {
     if (mirror == NULL || !PyArg_ParseTuple(arguments, "KO!", &nodeid, &PyTuple_Type, &candidates)) return NULL;
     struct inode *directory = inode_by_nodeid(mirror, nodeid);
     if (directory == NULL) return os_error(ESTALE);
+    BEGIN_WORK(self)
+    ways_learn(mirror);
+    END_WORK(self)
     PyObject *below = PyList_New(0);
     for (Py_ssize_t i = 0; below != NULL && i < PyTuple_GET_SIZE(candidates); i++) {
         PyObject *candidate = PyTuple_GET_ITEM(candidates, i);
@@ -269,12 +288,12 @@ static PyObject *Mirror_identity(MirrorObject *self, PyObject *argument) {
     struct inode *inode = inode_by_nodeid(mirror, nodeid);
     if (inode == NULL) return os_error(ESTALE);
     struct identity identity;
-    identity_of(mirror, inode, &identity);
+    identity_of(mirror, primary_of(inode), &identity);
     inode_put(mirror, inode);
     return Py_BuildValue("(KLIIINiy#)", (unsigned long long)identity.ino, (long long)identity.birth_seconds,
                          identity.birth_nanoseconds, identity.generation, (unsigned)identity.type,
-                         PyBool_FromLong(identity.nested), identity.handle_type, (const char *)identity.handle,
-                         (Py_ssize_t)identity.handle_bytes);
+                         PyBool_FromLong(identity.nested), identity.handle.type, (const char *)identity.handle.data,
+                         (Py_ssize_t)identity.handle.bytes);
 }
 
 /* The inode keeps a reference until release(). */
@@ -288,20 +307,21 @@ static PyObject *Mirror_restore(MirrorObject *self, PyObject *arguments) {
     struct identity identity = {0};
     struct mirror *mirror = running(self);
     if (mirror == NULL || !PyArg_ParseTuple(arguments, "yKLIIIpiy#", &path, &ino, &birth, &identity.birth_nanoseconds,
-                                            &identity.generation, &type, &nested, &identity.handle_type, &handle,
+                                            &identity.generation, &type, &nested, &identity.handle.type, &handle,
                                             &handle_bytes))
         return NULL;
-    if (handle_bytes > (Py_ssize_t)sizeof identity.handle) return os_error(EINVAL);
+    if (handle_bytes > (Py_ssize_t)sizeof identity.handle.data) return os_error(EINVAL);
     identity.ino = ino;
     identity.birth_seconds = birth;
     identity.type = type;
     identity.nested = nested;
-    identity.handle_bytes = (unsigned)handle_bytes;
-    memcpy(identity.handle, handle, identity.handle_bytes);
+    identity.handle.bytes = (unsigned)handle_bytes;
+    memcpy(identity.handle.data, handle, identity.handle.bytes);
     struct inode *inode = NULL;
     int error;
     BEGIN_WORK(self)
     error = identity_restore(mirror, &identity, path, &inode);
+    if (!error) inode = known_one(mirror, inode);
     END_WORK(self)
     return error ? os_error(error) : inode_tuple(inode);
 }
@@ -336,6 +356,7 @@ static PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments) {
     int error;
     BEGIN_WORK(self)
     error = path_resolve(mirror, path, uid, gid, groups, count, &inode);
+    if (!error) inode = known_one(mirror, inode);
     END_WORK(self)
     free(groups);
     return error ? os_error(error) : inode_tuple(inode);
@@ -405,7 +426,7 @@ static PyObject *Mirror_counters(MirrorObject *self, PyObject *ignored) {
     values[number++] = atomic_load(&mirror->table.known);
     labels[number] = "descriptors";
     pthread_mutex_lock(&mirror->budget.lock);
-    values[number++] = mirror->budget.spare.count + mirror->budget.pinned.count;
+    values[number++] = mirror->budget.spare.count + mirror->budget.nested.count + mirror->budget.pinned.count;
     pthread_mutex_unlock(&mirror->budget.lock);
     labels[number] = "passthrough";
     values[number++] = atomic_load(&mirror->passthrough);

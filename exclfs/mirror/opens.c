@@ -57,7 +57,7 @@ void open_counts(struct worker *worker, const struct request *request, struct op
     opener.start_time = start_time_of(mirror, opener.pid);
     clock_gettime(CLOCK_REALTIME, &opener.since);
 
-    struct inode *inode = file->inode;
+    struct inode *inode = primary_of(file->inode);
     pthread_mutex_t *lock = io_lock(mirror, inode);
     stripe_take(mirror, inode->key);
     pthread_mutex_lock(lock);
@@ -80,7 +80,7 @@ void open_ends(struct mirror *mirror, struct open_file *file) {
         *file->before = file->next;
         if (file->next != NULL) file->next->before = file->before;
         file->opener.pid = 0;
-        atomic_fetch_sub(&file->inode->open_count, 1);
+        atomic_fetch_sub(&primary_of(file->inode)->open_count, 1);
     }
     pthread_mutex_unlock(lock);
 }
@@ -92,7 +92,8 @@ void open_released(struct mirror *mirror, const void *message, size_t size) {
 }
 
 /* A process with the id of an opener is that opener, or proves that it has died: then nobody could be named. */
-bool opened_by_another(struct worker *worker, const struct request *request, struct inode *inode) {
+bool opened_by_another(struct worker *worker, const struct request *request, struct inode *view) {
+    struct inode *inode = primary_of(view);
     if (atomic_load(&inode->open_count) == 0) return false;
     struct mirror *mirror = worker->mirror;
     pid_t own = process_of(mirror, (pid_t)request->header->pid);
@@ -105,7 +106,8 @@ bool opened_by_another(struct worker *worker, const struct request *request, str
     return found;
 }
 
-size_t openers_of(struct mirror *mirror, struct inode *inode, struct opener *openers, size_t size) {
+size_t openers_of(struct mirror *mirror, struct inode *view, struct opener *openers, size_t size) {
+    struct inode *inode = primary_of(view);
     size_t number = 0;
     pthread_mutex_t *lock = io_lock(mirror, inode);
     pthread_mutex_lock(lock);

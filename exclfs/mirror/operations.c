@@ -52,6 +52,7 @@ static const struct {
 
 void serve(struct worker *worker, const struct request *request) {
     uint32_t opcode = request->header->opcode;
+    nested_serve(worker->mirror, request->header->pid);
     switch (opcode) {
     case FUSE_INIT:
         negotiate(worker, request);
@@ -75,10 +76,14 @@ void serve(struct worker *worker, const struct request *request) {
     }
     operations[opcode].serve(worker, request);
     become_server(worker);
+    nested_serve(worker->mirror, 0);
 }
 
 struct inode *inode_of(struct worker *worker, const struct request *request) {
     struct inode *inode = inode_by_nodeid(worker->mirror, request->header->nodeid);
-    if (inode == NULL) reply_error(worker, request->header->unique, ESTALE);
-    return inode;
+    int error = inode == NULL ? ESTALE : nested_is_loop(worker->mirror, inode) ? ELOOP : 0;
+    if (!error) return inode;
+    reply_error(worker, request->header->unique, error);
+    if (inode != NULL) inode_put(worker->mirror, inode);
+    return NULL;
 }

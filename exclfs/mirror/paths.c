@@ -2,26 +2,44 @@
  * Paths below the root, looked up as somebody else.
  *
  * A client that passes no descriptor names an object by its path. It is opened in the backing tree by a thread that
- * has become the client, so that nobody learns of, or holds, what he could not have reached himself.
+ * has become the client, so that nobody learns of, or holds, what he could not have reached himself: name by name, no
+ * symlink is followed, and what lies on our own mount is a loop.
  */
 #include "mirror.h"
 
-#include <linux/openat2.h>
 #include <sys/syscall.h>
 
 struct path_search {
-    int source;
+    struct mirror *mirror;
     const char *path;
 };
 
+/* What the name leads to, which must not be our own mount: asking that would be asking ourselves. */
+static int search_step(struct mirror *mirror, int directory, const char *name, bool is_last) {
+    if (strcmp(name, "..") == 0) return -EXDEV;
+    struct statx attributes;
+    int fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    int error = fd < 0 ? -errno : stat_at(mirror, fd, "", &attributes);
+    if (!error && !is_last && S_ISLNK(attributes.stx_mode)) error = -ELOOP;
+    if (error && fd >= 0) close(fd);
+    return error ? error : fd;
+}
+
 static int search_path(void *argument) {
     const struct path_search *search = argument;
-    struct open_how how = {
-        .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-    };
-    int fd = (int)syscall(SYS_openat2, search->source, search->path, &how, sizeof how);
-    return fd < 0 ? -errno : fd;
+    char *copy = strdup(search->path), *rest = copy, *name;
+    int fd = copy == NULL ? -ENOMEM : openat(search->mirror->source, ".", O_PATH | O_CLOEXEC);
+    if (copy != NULL && fd < 0) fd = -errno;
+    while (fd >= 0 && (name = strsep(&rest, "/")) != NULL) {
+        bool is_last = rest == NULL;
+        int directory = fd;
+        /* A slash at the end asks for a directory, which "." in it can only be found in. */
+        if (*name == 0 && !(is_last && name != copy)) continue;
+        fd = search_step(search->mirror, directory, *name == 0 ? "." : name, is_last);
+        close(directory);
+    }
+    free(copy);
+    return fd;
 }
 
 /* The inode that the name leads to in a directory, with a reference. 0, -ESTALE if nothing is there, or -errno. */
@@ -30,7 +48,7 @@ static int step_down(struct mirror *mirror, struct inode *directory, const char 
     int fd = strcmp(name, "..") == 0 ? -ESTALE : backing_get(mirror, directory);
     if (fd < 0) return fd;
     tree_look_begin(mirror);
-    int error = stat_at(fd, name, &attributes);
+    int error = stat_at(mirror, fd, name, &attributes);
     if (!error) {
         *found = inode_seen(mirror, directory, name, fd, &attributes, 0);
         if (*found == NULL) error = -ENOMEM;
@@ -69,11 +87,11 @@ int path_known(struct mirror *mirror, const char *path, struct inode **found) {
 /* Finds the inode at the path with this user's rights; it comes with a reference. 0 or -errno. */
 int path_resolve(struct mirror *mirror, const char *path, uid_t uid, gid_t gid, const gid_t *groups, size_t count,
                  struct inode **found) {
-    struct path_search search = {mirror->source, *path ? path : "."};
+    struct path_search search = {mirror, path};
     int fd = run_as(uid, gid, groups, count, search_path, &search);
     if (fd < 0) return fd;
     struct statx seen;
-    int error = stat_at(fd, "", &seen);
+    int error = stat_at(mirror, fd, "", &seen);
     close(fd);
     if (error) return error;
     struct inode *inode;

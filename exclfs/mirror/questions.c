@@ -37,6 +37,8 @@ static void wake(struct questions *questions) {
     if (write(questions->wake, &one, sizeof one) < 0 && errno != EAGAIN) abort();
 }
 
+void questions_wake(struct mirror *mirror) { wake(&mirror->questions); }
+
 static void question_free(struct mirror *mirror, struct question *question) {
     for (unsigned i = 0; i < TESTED_MAX; i++) {
         struct inode *inode = question->tested[i].inode;
@@ -301,15 +303,36 @@ static bool hear_answers(struct worker *worker) {
     }
 }
 
+enum { SWEEP_MS = 500 }; /* a descriptor on another mount is closed after one to two of these */
+
+static uint64_t milliseconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Sweeps if it is time to; gives the milliseconds until the next time, -1 while there is nothing to sweep. */
+static int sweep(struct mirror *mirror, uint64_t *swept) {
+    if (!backing_must_sweep(mirror)) return -1;
+    uint64_t now = milliseconds_now();
+    if (now - *swept >= SWEEP_MS) {
+        backing_sweep(mirror);
+        *swept = now;
+    }
+    return SWEEP_MS;
+}
+
 static void *hear(void *argument) {
     struct mirror *mirror = argument;
     struct questions *questions = &mirror->questions;
     struct worker worker;
     if (worker_begin(&worker, mirror)) return NULL;
     bool gone = false;
+    uint64_t swept = milliseconds_now();
     for (;;) {
         if (!gone) gone = !hear_answers(&worker);
-        int timeout = expire(&worker, gone);
+        int timeout = expire(&worker, gone), until_sweep = sweep(mirror, &swept);
+        if (timeout < 0 || (until_sweep >= 0 && until_sweep < timeout)) timeout = until_sweep;
         pthread_mutex_lock(&questions->lock);
         bool stopping = questions->stopping, waiting = questions->unsent > 0;
         pthread_mutex_unlock(&questions->lock);

@@ -40,10 +40,12 @@ static int victim_open(struct worker *worker, struct victim *victim, uint64_t pa
     *victim = (struct victim){.name = name, .parent_fd = -1, .kept = -1};
     victim->parent = inode_by_nodeid(worker->mirror, parent);
     if (victim->parent == NULL) return ESTALE;
+    if (nested_is_loop(worker->mirror, victim->parent)) return ELOOP;
     int fd = backing_get(worker->mirror, victim->parent);
     if (fd < 0) return -fd;
     victim->parent_fd = fd;
-    int error = stat_at(fd, name, &victim->attributes);
+    int error = stat_at(worker->mirror, fd, name, &victim->attributes);
+    if (error == -ELOOP) return EBUSY; /* our own mount is there: a mountpoint */
     victim->exists = error == 0;
     if (victim->exists) victim->tested.key = key_of(&victim->attributes);
     return -error;
@@ -100,9 +102,12 @@ static bool must_ask(struct worker *worker, const struct request *request, struc
 /* A question names inodes, so what it is about must be one that the policy can ask back about. */
 static void make_known(struct worker *worker, struct victim *victim) {
     if (!victim->exists || victim->tested.inode != NULL) return;
-    victim->tested.inode =
+    struct inode *view =
         inode_seen(worker->mirror, victim->parent, victim->name, victim->parent_fd, &victim->attributes, 0);
-    if (victim->tested.inode != NULL) generations(&victim->tested);
+    if (view == NULL) return;
+    inode_get(victim->tested.inode = primary_of(view));
+    inode_put(worker->mirror, view);
+    generations(&victim->tested);
 }
 
 /* PARENT/PATH: the nodeid of the directory that has the name, and its path below the root. */
@@ -128,14 +133,16 @@ static void ask(struct worker *worker, const struct request *request, struct vic
 
 /* Before its name goes: afterwards nothing else may lead to it. */
 static void keep(struct worker *worker, struct victim *victim) {
-    if (victim->tested.inode != NULL) victim->kept = backing_get(worker->mirror, victim->tested.inode);
+    if (victim->tested.inode == NULL) return;
+    victim->kept = backing_get_at(worker->mirror, victim->tested.inode, victim->parent_fd, victim->name);
 }
 
 static bool was_its_place(struct mirror *mirror, struct inode *inode, const struct victim *victim) {
     char name[NAME_MAX + 1];
     struct inode *parent = inode_place(mirror, inode, name);
+    bool there = parent != NULL && primary_of(parent) == primary_of(victim->parent);
     if (parent != NULL) inode_put(mirror, parent);
-    return parent == victim->parent && strcmp(name, victim->name) == 0;
+    return there && strcmp(name, victim->name) == 0;
 }
 
 /* Its name has gone. Only now can be told whether that was the last link: names come and go meanwhile. */
@@ -144,10 +151,10 @@ static void went(struct worker *worker, struct victim *victim) {
     struct inode *inode = victim->tested.inode;
     if (inode == NULL) return;
     struct statx now;
-    if (victim->kept < 0 || stat_at(victim->kept, "", &now)) now.stx_nlink = victim->attributes.stx_nlink - 1;
+    if (victim->kept < 0 || stat_at(worker->mirror, victim->kept, "", &now)) now.stx_nlink = victim->attributes.stx_nlink - 1;
     bool last = now.stx_nlink == 0 || S_ISDIR(victim->attributes.stx_mode);
     /* One link of several: whoever has it open may ask, and nothing leads there until another name is looked up. */
-    bool lost = !last && inode->handle == NULL && is_open(mirror, inode) && was_its_place(mirror, inode, victim);
+    bool lost = !last && inode->handle_bytes == 0 && is_open(mirror, inode) && was_its_place(mirror, inode, victim);
     if (victim->kept >= 0 && (last || lost)) backing_pin(mirror, inode);
     if (last) inode_gone(mirror, inode);
 }
@@ -193,9 +200,10 @@ static int rename_names(struct worker *worker, const struct request *request, st
 
 static void renamed(struct worker *worker, struct victim *from, struct victim *to, unsigned flags) {
     struct mirror *mirror = worker->mirror;
-    if (from->tested.inode != NULL) inode_moved(mirror, from->tested.inode, to->parent, to->name);
+    if (from->tested.inode != NULL)
+        inode_renamed(mirror, from->tested.inode, from->parent, from->name, to->parent, to->name);
     if (to->tested.inode == NULL) return;
-    if (flags & RENAME_EXCHANGE) inode_moved(mirror, to->tested.inode, from->parent, from->name);
+    if (flags & RENAME_EXCHANGE) inode_renamed(mirror, to->tested.inode, to->parent, to->name, from->parent, from->name);
     else went(worker, to);
 }
 

@@ -44,6 +44,7 @@ int requester_begin(struct worker *worker) {
     /* A working directory and a umask of this thread alone. */
     if (unshare(CLONE_FS)) return -errno;
     umask(0);
+    nested_begin();
     if (fchdir(worker->mirror->proc_self_fd)) return -errno;
     if (!worker->mirror->settings.privileged) return 0;
     /* Without this the kernel would drop the filesystem capabilities whenever fsuid leaves 0, and the thread could

@@ -19,12 +19,18 @@ static bool may_change(const char *name) {
            strcmp(name, "system.posix_acl_default") == 0;
 }
 
+/* Capabilities of a file count as setuid bits do: not on a mount with nosuid. */
+static bool is_hidden(const struct inode *inode, const struct request *request) {
+    return request->header->opcode == FUSE_GETXATTR && strcmp(request->name, "security.capability") == 0 &&
+           atomic_load_explicit(&inode->limits, memory_order_relaxed) & NO_SUID;
+}
+
 /* Runs `call` with the inode's path in /proc/self/fd; replies with an errno unless it has replied itself. */
 static void on_inode(struct worker *worker, const struct request *request,
                      int (*call)(struct worker *, const struct request *, const char *path)) {
     struct inode *inode = inode_of(worker, request);
     if (inode == NULL) return;
-    int fd = backing_get(worker->mirror, inode), error = -fd;
+    int fd = is_hidden(inode, request) ? -ENODATA : backing_get(worker->mirror, inode), error = -fd;
     if (fd >= 0) {
         char number[16];
         snprintf(number, sizeof number, "%d", fd);
