@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import attrs
 
 from exclfs import options as mount_options
+from exclfs.client.errors import ClientError
 from exclfs.gating import Selection, When
 from exclfs.holds.events import Refused
 from exclfs.host import mounts
@@ -220,7 +221,7 @@ class Mount:
             if not by.started:
                 raise CannotBeGated(f"{by} is stopped there at the mount, and has no process id yet: start it first")
         selection = Selection(operations=operations, pattern=path, when=when, pids=_pids(by), nth=nth)
-        return ServerGate(self._control, selection)
+        return ServerGate(self._control, selection, trail=self.trail)
 
     # --- what happened ---------------------------------------------------------------------------------------------
 
@@ -233,7 +234,11 @@ class Mount:
         """
         clock = time.time_ns() - time.monotonic_ns()
         entry, at = self._begun
-        events = [event for event in self.events if event.at.timestamp() * 1e9 >= at]
+        try:
+            known = self.events
+        except ClientError:
+            known = ()  # the server is gone, and has taken its past with it
+        events = [event for event in known if event.at.timestamp() * 1e9 >= at]
         story = tell(self.trail.since(entry), events, root=str(self.path), clock=clock)
         return timeline.render(story, width=width, colour=colour)
 

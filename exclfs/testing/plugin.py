@@ -74,7 +74,8 @@ def pytest_runtest_makereport(
         writer = item.config.get_terminal_writer()
         for mount in item.stash.get(_MOUNTS, []):
             drawn = mount.timeline(width=shutil.get_terminal_size().columns, colour=writer.hasmarkup)
-            report.sections.append((_SECTION, drawn or "nothing\n"))
+            if drawn:
+                report.sections.append((_SECTION, drawn))
     return report
 
 

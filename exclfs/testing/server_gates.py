@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exclfs.client.errors import ClientError
 from exclfs.gating import Operation, When
 from exclfs.testing.control import ask
 from exclfs.testing.gates import CannotBeGated, Gate, Happened, Left, Stopped
+from exclfs.testing.trail import Fate, Trail
 from exclfs.wire.gate_messages import (
     BadGate,
     GateProblem,
@@ -45,6 +46,7 @@ class ServerGate(Gate):
         selection: who is stopped at what.
         answer: nobody is stopped; what comes fails with this errno.
         delay: nobody is stopped; what comes goes on after so many seconds.
+        trail: where it is written down who stood here, when the test was told, and how they were let go.
 
     Raises:
         CannotBeGated: the server says so.
@@ -52,10 +54,18 @@ class ServerGate(Gate):
     """
 
     def __init__(
-        self, control: Control, selection: Selection, *, answer: int | None = None, delay: float | None = None
+        self,
+        control: Control,
+        selection: Selection,
+        *,
+        answer: int | None = None,
+        delay: float | None = None,
+        trail: Trail | None = None,
     ) -> None:
         super().__init__(selection)
         self._control = control
+        self._trail = Trail() if trail is None else trail
+        self._numbers: dict[int, int] = {}
         self._left: Left | None = None
         record = SelectionRecord(
             operations=tuple(sorted(selection.operations)),
@@ -88,6 +98,8 @@ class ServerGate(Gate):
 
     def open(self) -> None:
         """Lets everybody go on who waits, and from now on everybody who comes."""
+        for stopped in self.waiting:
+            self._write_down(stopped, Fate.LET_GO)
         self._control.ask(OpenCall(self._name))
 
     def _next(self, timeout: float) -> Stopped | None:
@@ -96,17 +108,24 @@ class ServerGate(Gate):
             left = min(max(deadline - time.monotonic(), 0.0), _AT_ONCE)
             reply = ask(self._own, WaitCall(gate=self._name, timeout=left), wait=left)
             if reply.stopped is not None:
-                return self._stopped(reply.stopped)
+                stopped = self._stopped(reply.stopped)
+                self._numbers[stopped.number] = self._write_down(stopped, Fate.STOPPED)
+                return stopped
             if time.monotonic() >= deadline:
                 return None
 
     def _let_go(self, stopped: Stopped | None, errno: int | None) -> Stopped | None:
         number = None if stopped is None else stopped.number
+        before = time.monotonic_ns()
         try:
-            found = self._control.ask(LetGoCall(gate=self._name, number=number, answer=errno)).stopped
+            record = self._control.ask(LetGoCall(gate=self._name, number=number, answer=errno)).stopped
         except BadGate as error:
             raise CannotBeGated(error.why) from None
-        return None if found is None else self._stopped(found)
+        if record is None:
+            return None
+        found = self._stopped(record)
+        self._write_down(found, Fate.LET_GO if errno is None else Fate.ANSWERED, errno=errno, time=before)
+        return found
 
     def _happened(self) -> tuple[Sequence[Happened], int]:
         if self._left is not None:
@@ -130,6 +149,22 @@ class ServerGate(Gate):
             finally:
                 self._own.close()
         return self._left
+
+    def _write_down(self, stopped: Stopped, fate: Fate, **more: Any) -> int:
+        entry = self._trail.add(
+            operation_number=self._numbers.get(stopped.number),
+            program=stopped.comm,
+            pid=stopped.pid,
+            comm=stopped.comm,
+            operation=stopped.operation,
+            path=stopped.path,
+            second_path=stopped.second_path,
+            fate=fate,
+            when=stopped.when,
+            gate=str(self),
+            **more,
+        )
+        return entry.number
 
     def _state(self) -> StateReply:
         return self._control.ask(StateCall(self._name))

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from exclfs.gating import Operation
+from exclfs.gating import Operation, When
 from exclfs.holds.events import (
     Broken,
     Event,
@@ -103,9 +103,9 @@ class _Teller:
         what = f"{entry.operation} of {entry.path or '.'}{to}"
         match entry.fate:
             case Fate.STOPPED:
-                return Kind.STOPPED, f"before {what}"
+                return Kind.STOPPED, f"{entry.when} {what}"
             case Fate.LET_GO:
-                return Kind.LET_GO, what
+                return Kind.LET_GO, what if entry.when is When.BEFORE else f"told of {what}"
             case Fate.ANSWERED:
                 return Kind.REFUSED, f"{what}: {_error(entry.errno)}, by {entry.gate or 'a gate'}"
             case Fate.DELAYED:

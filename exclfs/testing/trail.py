@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
+from exclfs.gating import When
 from exclfs.testing.gates import Happened
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Entry:
     """Relative to the mount's root."""
     second_path: str | None = None
     fate: Fate
+    when: When = When.BEFORE
+    """On which side of its execution it stood, if it did."""
     gate: str | None = None
     """Which gate or fault it was."""
     errno: int | None = None

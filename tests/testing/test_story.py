@@ -6,7 +6,7 @@ import errno
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from exclfs.gating import Operation
+from exclfs.gating import Operation, When
 from exclfs.holds.events import (
     Broken,
     Event,
@@ -115,6 +115,9 @@ def test_each_fate_has_its_words() -> None:
     assert only(entry(0, *what)) == ("find 4711", Kind.DONE, "unlink of a")
     assert only(entry(0, *what, Fate.STOPPED)) == ("find 4711", Kind.STOPPED, "before unlink of a")
     assert only(entry(0, *what, Fate.LET_GO)) == ("find 4711", Kind.LET_GO, "unlink of a")
+    after = {"when": When.AFTER}
+    assert only(entry(0, *what, Fate.STOPPED, **after)) == ("find 4711", Kind.STOPPED, "after unlink of a")
+    assert only(entry(0, *what, Fate.LET_GO, **after)) == ("find 4711", Kind.LET_GO, "told of unlink of a")
     answered = entry(0, *what, Fate.ANSWERED, errno=errno.EIO, gate="a fault")
     assert only(answered) == ("find 4711", Kind.REFUSED, "unlink of a: EIO, by a fault")
     assert only(entry(0, *what, Fate.DELAYED)) == ("find 4711", Kind.STOPPED, "before unlink of a, for a while")
