@@ -19,12 +19,12 @@ from comparing import Case, Comparison, Difference, table
 from victims import USERS
 
 import filesystems
-from harness import default_options, start
+from harness import start
 from twins import Twins
 from user_mounts import NOBODY, mounted_by_nobody
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(3600)]
@@ -42,7 +42,7 @@ USERS_OWN = {"owner": NOBODY, "member": NOBODY}
 
 
 @pytest.fixture(scope="module", params=list(filesystems.MAKE))
-def on(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
+def each_filesystem(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
     """A new filesystem of each kind."""
     kind = request.param
     if filesystems.kernel_lacks(kind):
@@ -111,13 +111,12 @@ def told(differences: list[Difference]) -> str:
     return "\n".join([f"{len(differences)} differences:", *(str(one) for one in differences[:40])])
 
 
+@pytest.mark.kinds
 @pytest.mark.parametrize("kind", [*KINDS, "user"])
 def test_no_call_tells_the_mount_from_the_tree(
-    on: tuple[str, Path], kind: str, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+    each_filesystem: tuple[str, Path], kind: str, request: pytest.FixtureRequest
 ) -> None:
-    filesystem, place = on
-    if default_options():
-        pytest.skip("tries each kind of mount in any case")
+    filesystem, place = each_filesystem
     number = list(filesystems.MAKE).index(filesystem)
     users = USERS_OWN if kind == "user" else USERS
     making = compared_users_mount(place, kind) if kind == "user" else compared(place, kind, **KINDS[kind])
