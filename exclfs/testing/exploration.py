@@ -178,7 +178,7 @@ def explore(
     explorer = _Explorer(scenario, actors, mount, stoppable(operations), timeout, reader)
     if seed is not None:
         return _replay(explorer, from_seed(seed), seed)
-    search = Search(preemptions)
+    search = Search(preemptions, limit)
     while explorer.ran < limit and (schedule := search.next()) is not None:
         try:
             choices, failure = explorer.run(schedule)

@@ -86,7 +86,7 @@ class Schedule:
     switches: tuple[tuple[int, str], ...] = ()
     """Which step, and who; in order."""
     expected: tuple[tuple[str, str], ...] = field(default=(), eq=False, repr=False)
-    """Who did what before the last switch when this was thought of; beyond that nothing is known."""
+    """Who did what in the run that it was thought of in. Before its last switch it has to be the same."""
     fingerprint: str | None = field(default=None, eq=False)
     """Of the whole run that the seed was made from."""
 
@@ -100,7 +100,8 @@ class Schedule:
 
 def diverged(schedule: Schedule, choices: Sequence[Choice]) -> int | None:
     """The first step at which a run was not what it was when the schedule was thought of; None: it was the same."""
-    for step, expected in enumerate(schedule.expected):
+    same = schedule.switches[-1][0] if schedule.expected else 0
+    for step, expected in enumerate(schedule.expected[:same]):
         if step >= len(choices) or (choices[step].chosen, choices[step].operation) != expected:
             return step
     return None
@@ -116,10 +117,12 @@ class Search:
 
     Args:
         bound: how many preemptions at most.
+        limit: how many schedules at most are kept of those that wait with as many preemptions; more cannot be run.
     """
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, limit: int = 1_000_000) -> None:
         self._bound = bound
+        self._limit = limit
         self._waiting: list[deque[Schedule]] = [deque() for _ in range(bound + 1)]
         self._waiting[0].append(Schedule())
         self.beyond = 0
@@ -146,8 +149,8 @@ class Search:
                 cost = so_far + point.preempts(task)
                 if cost > self._bound:
                     self.beyond += 1
-                else:
-                    self._waiting[cost].append(Schedule((*schedule.switches, (step, task)), done[:step]))
+                elif len(self._waiting[cost]) < self._limit:
+                    self._waiting[cost].append(Schedule((*schedule.switches, (step, task)), done))
             so_far += choices[step].preempts
 
 

@@ -115,11 +115,24 @@ def test_what_is_beyond_the_bound_is_told() -> None:
     lengths=st.dictionaries(st.sampled_from("abc"), st.integers(1, 3), min_size=1),
     bound=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_any_lengths(lengths: dict[str, int], bound: int) -> None:
     runs = [order(run) for run in all_runs(lengths, bound)]
     assert len(runs) == len(set(runs))
     assert set(runs) == {one for one in interleavings(lengths) if preemptions_of(one) <= bound}
+
+
+def test_no_more_wait_than_can_be_run() -> None:
+    """The first that are run are the same; and as long as the limit is not reached nothing is missing."""
+    lengths = {"a": 9, "b": 9}
+    search, runs = Search(2, 20), []
+    while len(runs) < 20 and (schedule := search.next()) is not None:
+        choices = execute(schedule, lengths)
+        search.ran(schedule, choices)
+        runs.append(order(choices))
+        assert all(len(waiting) <= 20 for waiting in search._waiting)
+    assert runs == [order(run) for run in all_runs(lengths, 2)[:20]]
+    assert search.next() is not None
 
 
 # --- bugs ------------------------------------------------------------------------------------------------------------
@@ -238,7 +251,7 @@ def test_a_lock_that_is_waited_for_is_no_preemption_and_mends_the_bug() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from("ab")), max_size=4, unique_by=lambda pair: pair[0]))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_shrinking_leaves_out_what_is_not_needed(switches: list[tuple[int, str]]) -> None:
     lengths = {"a": 4, "b": 4}
 
@@ -294,7 +307,11 @@ def test_one_that_polls_does_not_starve_the_others() -> None:
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 
-@given(st.dictionaries(st.integers(0, 9999), st.from_regex(r"[a-z][0-9]{0,3}", fullmatch=True), max_size=5))
+TASKS = st.builds(lambda letter, number: f"{letter}{number or ''}", st.sampled_from("abz"), st.integers(0, 999))
+
+
+@given(st.dictionaries(st.integers(0, 9999), TASKS, max_size=5))
+@settings(deadline=None, max_examples=40)
 def test_a_seed_is_its_schedule(switches: dict[int, str]) -> None:
     schedule = Schedule(tuple(sorted(switches.items())))
     choices = [Choice(Point(("a",)), "a", "unlink")]
@@ -316,7 +333,7 @@ def test_a_seed_tells_runs_apart() -> None:
 
 
 def test_a_run_that_is_another_is_noticed() -> None:
-    schedule = Schedule(((2, "b"),), (("a", "open"), ("a", "unlink")))
+    schedule = Schedule(((2, "b"),), (("a", "open"), ("a", "unlink"), ("a", "rmdir")))
     point = Point(("a", "b"))
     same = [Choice(point, "a", "open"), Choice(point, "a", "unlink"), Choice(point, "b", "open")]
     assert diverged(schedule, same) is None
