@@ -179,6 +179,7 @@ class Comparison:
         self.owner = owner
         self.root_enters = ROOT in users.values()
         self.compared = 0
+        self.once: list[Difference] = []
         self._looker = "root" if self.root_enters else next(iter(users))
         self._maker = Actor(ROOT, twins.shadow)
         self._behind = Actor(ROOT, twins.behind)
@@ -192,7 +193,16 @@ class Comparison:
             actor.leave()
 
     def differences(self, cases: Sequence[Case]) -> list[Difference]:
-        """Does all of these; what was not the same."""
+        """Does all of these; what was not the same, and was not when it was done once more.
+
+        What was not the same only once is kept in `once`: two clocks are read, and others work on the machine.
+        """
+        found = {str(difference): difference for difference in self._all(cases)}
+        again = {(difference.case, difference.what) for difference in self._all([d.case for d in found.values()])}
+        self.once += [d for d in found.values() if (d.case, d.what) not in again]
+        return [d for d in found.values() if (d.case, d.what) in again]
+
+    def _all(self, cases: Sequence[Case]) -> list[Difference]:
         found: list[Difference] = []
         for start in range(0, len(cases), TOGETHER):
             found += self._together(cases[start : start + TOGETHER])

@@ -124,6 +124,7 @@ def test_no_call_tells_the_mount_from_the_tree(
         cases = [case for case in cases_for(kind, number, users) if not is_known(kind, case)]
         differences = comparison.differences(cases)
     said = f"{filesystem}, {kind}: {len(cases)} cases, {comparison.compared} comparisons"
+    said += "".join(f"\nonly once: {difference}" for difference in comparison.once)
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\n{said}")
     assert comparison.compared > 50 * len(cases), "something was compared"
