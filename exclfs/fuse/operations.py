@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import pyfuse3
-from attrs import define
+from attrs import define, evolve
 
 from exclfs.fuse import errnos, xattrs
 from exclfs.holds.errors import HoldError
@@ -143,7 +143,8 @@ class Policy(pyfuse3.Operations):
 
     def _subject(self, nodeid: int) -> tuple[Inode, str]:
         inode = self.mirror.identify(nodeid)
-        return inode, self._absolute(self.mirror.path(inode))
+        # By this nodeid: what is reached by several mounts has several, each with a path of its own.
+        return inode, self._absolute(self.mirror.path(evolve(inode, nodeid=nodeid)))
 
     def _requester(self, ctx: Any) -> Process:
         seen = self.describe(ctx.pid, uid=ctx.uid)

@@ -66,7 +66,7 @@ static int mirror_root(struct mirror *mirror) {
     mirror->births = births_count(mirror);
     atomic_store(&mirror->handles, mirror->settings.privileged && handles_work(mirror));
     mirror->flushes = !is_local(mirror->source);
-    mirror->home.local = is_local(mirror->source);
+    mirror->home.local = !mirror->flushes || !mirror->births; /* an overlay asks its layers */
     mirror->root = inode_seen(mirror, NULL, "", mirror->source, &attributes, 1);
     if (mirror->root == NULL) return -ENOMEM;
     int kept = fcntl(mirror->source, F_DUPFD_CLOEXEC, 0);

@@ -91,7 +91,7 @@ static bool is_distant(const char *type) {
 }
 
 static bool is_local(const char *type) {
-    static const char *const known[] = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs", "vfat"};
+    static const char *const known[] = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs", "vfat", "overlay"};
     for (unsigned i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(type, known[i]) == 0) return true;
     return false;

@@ -150,7 +150,8 @@ int stat_at(struct mirror *mirror, int fd, const char *name, struct statx *attri
     if (statx(fd, name, flags | AT_STATX_DONT_SYNC, STATX_WANTED, attributes)) return -errno;
     dev_t dev = key_of(attributes).dev;
     if (dev == mirror->settings.mounted) return -ELOOP;
-    if (dev == mirror->home.dev && mirror->home.local) return 0;
+    bool home = dev == mirror->home.dev || (mount_of(attributes) != 0 && mount_of(attributes) == mirror->home.mount);
+    if (home && mirror->home.local) return 0;
     if (remembers(attributes, &filesystem) && filesystem == LOCAL) return 0;
     return stat_there(mirror, fd, name, flags, attributes);
 }

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from exclfs.holds.errors import BadObject, Gone
 from exclfs.host import mounts
@@ -137,7 +137,11 @@ class Objects:
         passed.owner.is_harmless(descriptor)
         # The descriptor keeps the number from being given to another inode, for as long as the call is worked on.
         inode = self.mirror.identify(nodeid)
-        return Found(inode, self._opened_as(descriptor) or self._absolute(self.mirror.path(inode)))
+        return Found(inode, self._opened_as(descriptor) or self._path_of(inode, nodeid))
+
+    def _path_of(self, inode: Inode, nodeid: int) -> str:
+        """By this nodeid: an inode that is reached by several mounts has several, each with a path of its own."""
+        return self._absolute(self.mirror.path(evolve(inode, nodeid=nodeid)))
 
     def _opened_as(self, descriptor: int) -> str | None:
         """The path by which it was opened: of several hard links the one that was meant. None if it cannot be told.

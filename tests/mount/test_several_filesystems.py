@@ -165,6 +165,7 @@ def test_a_hold_by_one_way_holds_by_every_way(one: Mounted) -> None:
         for name in ("there/inner", "seen/inner", "place/again/there/inner"):
             assert errno_of(lambda name=name: os.rmdir(one.path / name)) == "EBUSY"
             assert [held.id for held in exclfs.holds(one.path / name)] == [hold.id]
+            assert os.getxattr(one.path / name, "user.exclfs.why").startswith(f'"{one.path / name}" is held'.encode())
         with pytest.raises(exclfs.Held):
             exclfs.hold(one.path / "there" / "inner", holder="them").__enter__()
     os.rmdir(one.path / "there" / "inner")
