@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from exclfs.holds.hold import Hold
     from exclfs.testing.program_gates import ProgramFault
 
-ENDING: Final = 10.0
+ENDING: Final = 30.0
 """Seconds that the server has to end in."""
 
 By = Program | subprocess.Popen[Any] | int
@@ -83,7 +84,10 @@ class Mount:
         """What the programs of the mount did, in order."""
         self._begun = (0, 0)
         self._programs: list[Program] = []
+        self._gates: list[ServerGate] = []
         self._closed = False
+        if (why := obstacle()) is not None:
+            raise CannotMount(why)
         settled = mount_options.check(
             attrs.evolve(
                 mount_options.parse(str(self.backing), str(self.path), superuser=os.geteuid() == 0),
@@ -209,7 +213,7 @@ class Mount:
         selection = Selection(operations=operations, pattern=path, pids=_pids(by), nth=nth)
         if isinstance(by, Program) and by.can_be_stopped_at(selection):
             return by.fault(selection, errno=errno, delay=delay or 0.0)
-        return Fault(ServerGate(self._control, selection, answer=errno, delay=delay))
+        return Fault(self._at_the_mount(selection, answer=errno, delay=delay))
 
     def _placed(
         self, operations: str | Iterable[str], path: str, by: By | None, when: When | str, nth: int | None
@@ -221,7 +225,14 @@ class Mount:
             if not by.started:
                 raise CannotBeGated(f"{by} is stopped there at the mount, and has no process id yet: start it first")
         selection = Selection(operations=operations, pattern=path, when=when, pids=_pids(by), nth=nth)
-        return ServerGate(self._control, selection, trail=self.trail)
+        return self._at_the_mount(selection)
+
+    def _at_the_mount(
+        self, selection: Selection, *, answer: int | None = None, delay: float | None = None
+    ) -> ServerGate:
+        gate = ServerGate(self._control, selection, answer=answer, delay=delay, trail=self.trail)
+        self._gates.append(gate)
+        return gate
 
     # --- what happened ---------------------------------------------------------------------------------------------
 
@@ -259,17 +270,18 @@ class Mount:
         self._closed = True
         for program in self._programs:
             program.close()
+        for gate in self._gates:
+            gate.close()
         self._control.close()
-        device = mounts.at(str(self.path))
         self._server.terminate()
         try:
             status = self._server.wait(ENDING)
         except subprocess.TimeoutExpired:
-            if device is not None:
-                _cut_off(device.st_dev)
             self._server.kill()
             self._server.wait()
             raise AssertionError(f"the server did not end; its log is {self.log}") from None
+        finally:
+            _take_away(str(self.path))
         assert status == 0, f"the server ended with {status}; its log is {self.log}"
 
     def _relative(self, path: str | os.PathLike[str]) -> str:
@@ -299,8 +311,6 @@ def obstacle() -> str | None:
 
 def _serve(settled: mount_options.MountOptions, stderr: Path) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """The server, once it serves, and what it said of itself."""
-    if (why := obstacle()) is not None:
-        raise CannotMount(why)
     reading, writing = os.pipe()
     with open(reading, encoding="utf-8") as answers, open(stderr, "wb") as complaints:
         command = [sys.executable, "-P", "-m", "exclfs.mount", json.dumps(attrs.asdict(settled))]
@@ -345,10 +355,11 @@ def _pids(by: By | None) -> frozenset[int] | None:
     return frozenset({by if isinstance(by, int) else by.pid})
 
 
-def _cut_off(device: int) -> None:
-    """Everybody who waits for an answer of the mount gets an error (Documentation/filesystems/fuse.rst)."""
-    try:
-        with open(f"/sys/fs/fuse/connections/{os.minor(device)}/abort", "w", encoding="ascii") as abort:
-            abort.write("1")
-    except OSError:
-        pass  # it is gone, or not ours to cut
+def _take_away(mountpoint: str) -> None:
+    """The mount that a server has left which was killed. Whoever is still in it gets ENOTCONN."""
+    if mounts.at(mountpoint) is None:
+        return
+    from exclfs.mirror import channel
+
+    with suppress(OSError):  # somebody else was faster
+        channel.detach(mountpoint)

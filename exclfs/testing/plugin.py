@@ -47,11 +47,11 @@ def exclfs_mounts(
         return made[-1]
 
     yield one_more
-    problems = []
+    problems: list[Exception] = []
     for mount in reversed(made):
         try:
             mount.close()
-        except AssertionError as error:
+        except Exception as error:
             problems.append(error)
     if problems:
         raise problems[0]

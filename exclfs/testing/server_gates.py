@@ -102,6 +102,11 @@ class ServerGate(Gate):
             self._write_down(stopped, Fate.LET_GO)
         self._control.ask(OpenCall(self._name))
 
+    def close(self) -> None:
+        """Takes it away, if that has not been done: whoever stands there goes on, and nobody is told."""
+        if self._left is None:
+            self._own.close()
+
     def _next(self, timeout: float) -> Stopped | None:
         deadline = time.monotonic() + timeout
         while True:
