@@ -46,7 +46,8 @@ def failing(directory: Path) -> Iterator[Path]:
             yield filesystem
             loops.run("mount", "-o", f"remount,size={SIZE}", disk)
     finally:
-        loops.run("umount", disk)
+        # A mount namespace that another test has made meanwhile keeps the loop device for a while.
+        loops.run("umount", "--lazy", disk)
 
 
 def lose(image: Path) -> None:
