@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -41,6 +42,7 @@ PROCESSORS: Final = os.cpu_count() or 1
 def main() -> None:
     """Measures, prints the tables, and writes the document."""
     arguments = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no mount is left behind
     install()
     before = os.getloadavg()[0]
     series = []
