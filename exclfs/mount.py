@@ -120,6 +120,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool, parent:
             channel=questions.mirror_end,
             entry_timeout=settled.entry_timeout,
             attr_timeout=settled.attr_timeout,
+            negative_timeout=settled.negative_timeout,
             decision_timeout=settled.decision_timeout,
             threads=settled.threads or _threads(),
             descriptors=budget,

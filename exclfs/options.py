@@ -58,6 +58,8 @@ class MountOptions:
     """Seconds for which the kernel may believe a name."""
     attr_timeout: float = 1.0
     """Seconds for which the kernel may believe attributes."""
+    negative_timeout: float = 0.0
+    """Seconds for which the kernel may believe that a name is not there."""
     ask_always: bool = False
     """Every operation that could be guarded is put to the policy, held or not (for tests and doubters)."""
     gates: bool = False
@@ -277,6 +279,7 @@ def _open_files(text: str) -> str:
 _VALUES: Final[dict[str, tuple[Callable[[str], float | int | str], str]]] = {
     "entry_timeout": (_seconds, "a number of seconds, 0 or more"),
     "attr_timeout": (_seconds, "a number of seconds, 0 or more"),
+    "negative_timeout": (_seconds, "a number of seconds, 0 or more"),
     "decision_timeout": (_positive_seconds, "a number of seconds, more than 0"),
     "threads": (_thread_count, f"a number from 1 to {MOST_THREADS}"),
     "fsname": (_words, "a name"),

@@ -50,6 +50,7 @@ def mirror_of(tree: Path) -> Iterator[Mirror]:
             channel=channel[0].fileno(),
             entry_timeout=1.0,
             attr_timeout=1.0,
+            negative_timeout=0,
             decision_timeout=10.0,
             threads=1,
             descriptors=64,

@@ -86,6 +86,7 @@ class Mirror:
         device: descriptor of /dev/fuse, mounted. Stays the caller's.
         channel: the mirror's end of the socket pair whose other end pyfuse3 serves. Stays the caller's.
         entry_timeout, attr_timeout: seconds for which the kernel may believe names and attributes.
+        negative_timeout: and that a name is not there.
         decision_timeout: seconds after which a question without an answer is EBUSY.
         threads: how many workers.
         descriptors: how many O_PATH descriptors the inode table may keep open; as many again of nameless inodes.
@@ -109,6 +110,7 @@ class Mirror:
         channel: int,
         entry_timeout: float,
         attr_timeout: float,
+        negative_timeout: float,
         decision_timeout: float,
         threads: int,
         descriptors: int,
@@ -127,6 +129,7 @@ class Mirror:
             channel,
             entry_timeout=entry_timeout,
             attr_timeout=attr_timeout,
+            negative_timeout=negative_timeout,
             decision_timeout=decision_timeout,
             threads=threads,
             descriptors=descriptors,

@@ -7,6 +7,7 @@ class Mirror:
         *,
         entry_timeout: float,
         attr_timeout: float,
+        negative_timeout: float,
         decision_timeout: float,
         threads: int,
         descriptors: int,

@@ -232,7 +232,7 @@ void channel_stop(struct mirror *mirror) {
             uint64_t nanoseconds = (uint64_t)until.tv_nsec + wait;
             until.tv_sec += (time_t)(nanoseconds / 1000000000);
             until.tv_nsec = (long)(nanoseconds % 1000000000);
-            /* A thread that the kernel does not let go keeps every signal: there is a limit, and it is of the user. */
+            /* Seldom, if the kernel does not let one go. */
             if (wait < 10000000000) wait += wait / 4;
         } while (pthread_timedjoin_np(mirror->threads[i], NULL, &until) == ETIMEDOUT);
     }

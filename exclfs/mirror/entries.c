@@ -49,13 +49,24 @@ static void lookup_dots(struct worker *worker, const struct request *request, st
     if (found != NULL) inode_put(mirror, found);
 }
 
+/* A name that is not there, which the kernel may believe for a while: then it is an entry without an inode. */
+static void reply_missing(struct worker *worker, const struct request *request, int error) {
+    double believed = worker->mirror->settings.negative_timeout;
+    struct fuse_entry_out nothing = {0};
+    fill_timeout(believed, &nothing.entry_valid, &nothing.entry_valid_nsec);
+    if (error == ENOENT && request->header->opcode == FUSE_LOOKUP && believed > 0)
+        reply(worker, request->header->unique, &nothing, sizeof nothing);
+    else
+        reply_error(worker, request->header->unique, error);
+}
+
 /* Replies with the entry that (parent, name) is now. */
 static void reply_found(struct worker *worker, const struct request *request, struct inode *parent, int parent_fd,
                         const char *name) {
     struct statx attributes;
     int error = stat_at(worker->mirror, parent_fd, name, &attributes);
     if (error) {
-        reply_error(worker, request->header->unique, -error);
+        reply_missing(worker, request, -error);
         return;
     }
     if (request->header->opcode == FUSE_LOOKUP) listing_missed(worker->mirror, parent->nodeid);

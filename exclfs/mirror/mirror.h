@@ -202,7 +202,7 @@ struct tree {
 enum open_files { OPEN_FILES_OFF, OPEN_FILES_OWN, OPEN_FILES_ALL };
 
 struct settings {
-    double entry_timeout, attr_timeout; /* seconds */
+    double entry_timeout, attr_timeout, negative_timeout; /* seconds */
     double decision_timeout;            /* seconds */
     unsigned threads;
     unsigned descriptors; /* the budget of the inode table, and as many again that are pinned */

@@ -18,8 +18,8 @@ PyObject *os_error(int error) {
 /* ---- making and ending ---------------------------------------------------------------------------------- */
 
 static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout", "decision_timeout",
-                            "threads",     "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open",
+    static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout",
+                            "negative_timeout", "decision_timeout", "threads", "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open",
                             "opens",       "gates",       "mounted",     NULL};
     int source, device, channel, passthrough, ask_always, privileged, hold_open, gates;
     unsigned long long mounted;
@@ -28,10 +28,10 @@ static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywor
         PyErr_SetString(PyExc_ValueError, "a mirror is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$dddIIpppiIpK", names, &source, &device, &channel,
-                                     &settings.entry_timeout, &settings.attr_timeout, &settings.decision_timeout,
-                                     &settings.threads, &settings.descriptors, &passthrough, &ask_always, &privileged,
-                                     &hold_open, &settings.opens, &gates, &mounted))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$ddddIIpppiIpK", names, &source, &device, &channel,
+                                     &settings.entry_timeout, &settings.attr_timeout, &settings.negative_timeout,
+                                     &settings.decision_timeout, &settings.threads, &settings.descriptors, &passthrough,
+                                     &ask_always, &privileged, &hold_open, &settings.opens, &gates, &mounted))
         return -1;
     settings.passthrough = passthrough;
     settings.ask_always = ask_always;

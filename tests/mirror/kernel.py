@@ -273,6 +273,7 @@ def rig(tree: Path, *, start: bool = True, **settings: Any) -> Iterator[Rig]:
     wanted = {
         "entry_timeout": 1.0,
         "attr_timeout": 1.0,
+        "negative_timeout": 0.0,
         "decision_timeout": PATIENCE * 2,
         "threads": 1,
         "descriptors": 64,

@@ -80,6 +80,7 @@ def test_a_tree_that_is_none_is_an_error_and_leaves_nothing() -> None:
             channel=-1,
             entry_timeout=1,
             attr_timeout=1,
+            negative_timeout=0,
             decision_timeout=1,
             threads=1,
             descriptors=1,

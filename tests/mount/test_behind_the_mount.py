@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import Mounted, start
+from program import document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,3 +201,31 @@ def test_a_name_that_came_to_be_behind_the_mount_is_not_overwritten(narrow: Moun
     assert (narrow.backing / "file").read_text() == "of somebody else!"
     with pytest.raises(FileExistsError):
         (narrow.path / "file").mkdir()
+
+
+def test_that_a_name_is_not_there_is_believed_where_that_was_asked_for(mount: Callable[..., Mounted]) -> None:
+    mounted = mount(negative_timeout=86_400.0)
+
+    def lookups() -> int:
+        requests = document("status", mounted.root)["requests"]
+        assert isinstance(requests, dict)
+        return int(requests["lookup"])
+
+    missing = [mounted.root / f"missing{number}" for number in range(50)]
+    asked = []
+    while not asked or (asked[-1] > 10 and len(asked) < 6):  # somebody may have the kernel drop its caches meanwhile
+        before = lookups()
+        assert not any(path.exists() for path in missing)
+        asked.append(lookups() - before)
+    assert asked[0] >= 50
+    assert asked[-1] <= 10
+    for path, create in zip(missing, (Path.touch, Path.mkdir, lambda path: path.symlink_to("x")), strict=False):
+        create(path)  # through the mount: it is there at once
+        assert os.path.lexists(path)
+        os.rename(path, missing[-1])
+        assert not os.path.lexists(path)
+        assert os.path.lexists(missing[-1])
+        (missing[-1].rmdir if missing[-1].is_dir() else missing[-1].unlink)()
+    assert not missing[9].exists()
+    (mounted.backing / missing[9].name).touch()  # out-of-band: it is believed for a day
+    assert not missing[9].exists()
