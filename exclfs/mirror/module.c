@@ -18,9 +18,10 @@ PyObject *os_error(int error) {
 /* ---- making and ending ---------------------------------------------------------------------------------- */
 
 static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"source",      "device",      "channel",    "entry_timeout", "attr_timeout",
-                            "negative_timeout", "decision_timeout", "threads", "descriptors", "passthrough", "ask_always",    "privileged",   "hold_open",
-                            "opens",       "gates",       "mounted",     NULL};
+    static char *names[] = {"source",     "device",       "channel",          "entry_timeout",    "attr_timeout",
+                            "negative_timeout", "decision_timeout", "threads",    "descriptors",      "passthrough",
+                            "ask_always", "privileged",   "hold_open",        "opens",            "gates",
+                            "mounted",    NULL};
     int source, device, channel, passthrough, ask_always, privileged, hold_open, gates;
     unsigned long long mounted;
     struct settings settings;
