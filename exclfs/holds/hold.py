@@ -20,7 +20,9 @@ class Inode:
     ino: int
     """st_ino on the backing filesystem."""
     nodeid: int = 0
-    """What the kernel calls it (FUSE): tells apart two inodes that had the same number one after the other."""
+    """What the kernel calls it (FUSE)."""
+    generation: int = 0
+    """With the nodeid: tells apart two inodes that had the same number one after the other."""
 
 
 @frozen

@@ -362,8 +362,8 @@ def fuse_handle(fd: int) -> FuseHandle:
 
 
 def _inode(known: tuple[int, int, int, int]) -> Inode:
-    nodeid, dev, ino, _generation = known
-    return Inode(dev, ino, nodeid)
+    nodeid, dev, ino, generation = known
+    return Inode(dev, ino, nodeid, generation)
 
 
 def _typed(error: OSError, inode: Inode | None = None) -> Exception:
