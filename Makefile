@@ -6,7 +6,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fmt fmt-check lint types floors ask-always filesystems sequences tests mounted mounted-asked programs unmounted sanitize fuzz stress hold-open-rounds bench bench-report bench-check bench-holding bench-syscalls bench-why bench-memory clean
+.PHONY: help setup demo test fmt fmt-check lint types floors ask-always filesystems sequences tests mounted mounted-asked programs unmounted sanitize fuzz stress programs-at-length hold-open-rounds bench bench-report bench-check bench-holding bench-syscalls bench-why bench-memory clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -85,6 +85,10 @@ fuzz: ## libFuzzer on the mirror's request parser; make fuzz SECONDS=600
 stress: .venv/.exclfs-dev ## 100,000 contested rounds of each kind of removal, and the proofs at length; needs root
 	@$(BIN)/python scripts/stress.py $(ARGS)
 	@EXCLFS_PROOF_EXAMPLES=2000 $(BIN)/pytest -q --timeout=0 tests/proof
+
+programs-at-length: .venv/.exclfs-dev ## fio, stress-ng, git, sqlite … for as long as SECONDS=60 says; needs root
+	@EXCLFS_AT_LENGTH=$(or $(SECONDS),60) EXCLFS_DURABLE_ROUNDS=300 EXCLFS_OVERLAY_ROUNDS=1000 \
+		$(BIN)/pytest -q --timeout=3600 tests/mount/test_third_parties.py tests/mount/test_durability.py tests/mount/test_overlays_that_stay.py $(ARGS)
 
 hold-open-rounds: .venv/.exclfs ## a million rounds each that a closed file must never refuse; needs root
 	@$(BIN)/python scripts/hold_open_rounds.py $(ARGS)

@@ -26,6 +26,8 @@ missing_packages() {
     [ "$with" != dev ] || have fuser || echo psmisc
     [ "$with" != dev ] || have systemd-tmpfiles || echo systemd-standalone-tmpfiles
     [ "$with" != dev ] || have mkfs.ext4 || echo e2fsprogs
+    [ "$with" != dev ] || have fio || echo fio
+    [ "$with" != dev ] || have stress-ng || echo stress-ng
     [ "$with" != dev ] || have mkfs.xfs || echo xfsprogs
     [ "$with" != dev ] || have mkfs.btrfs || echo btrfs-progs
     if have "$python"; then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import exclfs
 from harness import Mounted, start
 from program import document
 
@@ -229,3 +231,61 @@ def test_that_a_name_is_not_there_is_believed_where_that_was_asked_for(mount: Ca
     assert not missing[9].exists()
     (mounted.backing / missing[9].name).touch()  # out-of-band: it is believed for a day
     assert not missing[9].exists()
+
+
+@pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "nopassthrough"])
+def test_what_is_cached_of_an_open_file_is_stale_no_longer_than_the_timeout(
+    mount: Callable[..., Mounted], passthrough: bool
+) -> None:
+    """Whether it is read or mapped, and whether its size changes or only its time of modification."""
+    mounted = mount(entry_timeout=0.05, attr_timeout=0.05, passthrough=passthrough)
+    seen, behind = mounted.path / "file", mounted.backing / "file"
+    behind.write_bytes(b"a" * 10_000)
+    with open(seen, "rb", buffering=0) as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+        assert (file.read(), memory[9_999:]) == (b"a" * 10_000, b"a")
+        with open(behind, "r+b") as other:  # of the same size
+            other.write(b"b" * 10_000)
+        while os.pread(file.fileno(), 10_000, 0) != b"b" * 10_000:
+            pass
+        while (memory[0:1], memory[9_999:]) != (b"b", b"b"):
+            seen.stat()
+        with open(behind, "ab") as other:
+            other.write(b"more")
+        while os.pread(file.fileno(), 100, 10_000) != b"more":
+            pass
+        os.truncate(behind, 5)
+        while os.pread(file.fileno(), 100, 0) != b"b" * 5:
+            pass
+
+
+SWEEPING = """
+import sys
+from exclfs import mount
+from exclfs.services import reaper
+
+reaper.SWEEP_EVERY = 0.05
+sys.exit(mount.main())
+"""
+
+
+def test_a_held_inode_that_is_removed_behind_the_mount_is_told(tmp_path: Path) -> None:
+    """As an event, and its hold is no more; whatever has its name then is not held."""
+    script = tmp_path / "sweeping.py"
+    script.write_text(SWEEPING)
+    with start(tmp_path, program=[str(script)]) as mounted:
+        mounted.expect("orphaned")
+        for name in ("file", "directory"):
+            make = (mounted.backing / name).touch if name == "file" else (mounted.backing / name).mkdir
+            make()
+            with exclfs.connect(mounted.path) as client:
+                (hold,) = client.hold(mounted.path / name, until_unmount=True, holder="tester")
+                assert [each.id for each in client.holds()] == [hold.id]
+                (mounted.backing / name).unlink() if name == "file" else (mounted.backing / name).rmdir()
+                make()
+                while client.holds():
+                    pass
+                told = [line for line in mounted.log_lines("orphaned") if name in line]
+                while not told:  # a log is written some time after
+                    told = [line for line in mounted.log_lines("orphaned") if name in line]
+                assert "tester" in told[0]
+            (mounted.path / name).unlink() if name == "file" else (mounted.path / name).rmdir()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FULL: Final = os.environ.get("EXCLFS_SCALE") == "full"
 MOST_OPEN: Final = 1024
 """RLIMIT_NOFILE of every server here."""
-PATIENCE: Final = 120.0
+PATIENCE: Final = 1200.0 if FULL else 60.0
 IN_ONE: Final = 1000
 """Files in one directory of a tree."""
 SYS_GETDENTS64: Final = 217 if os.uname().machine == "x86_64" else 61
@@ -63,7 +63,7 @@ def size(short: int, full: int) -> int:
 def image_command(kind: str, files: int) -> tuple[int, list[str]]:
     """How many MiB a filesystem of this kind needs for so many files, and what makes it."""
     return {
-        "ext4": (64 + files // 1500, ["mkfs.ext4", "-q", "-I", "256", "-N", str(files + 5000)]),
+        "ext4": (64 + files // 1500, ["mkfs.ext4", "-q", "-b", "4096", "-I", "256", "-N", str(files + 5000)]),
         "xfs": (400 + files // 500, ["mkfs.xfs", "-q", "-i", "maxpct=0"]),
         "btrfs": (256 + files // 500, ["mkfs.btrfs", "-q"]),
     }[kind]

@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
-HOLDS = size(3_000, 100_000)
+HOLDS = size(2_000, 100_000)
 ASKED = size(100, 1_000)
 """How many of those that are held somebody tries to remove."""
 
 
-@pytest.fixture(params=["tmpfs", "ramfs"])
+@pytest.fixture(params=["tmpfs", "ramfs"] if FULL else ["ramfs"])
 def forest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
     """Twice as many files as are held; on ramfs none can be opened by handle."""
     with filesystem(tmp_path / "filesystem", request.param, 2 * HOLDS) as place:
         (place / "tree").mkdir()
         make_forest(place / "tree", 2 * HOLDS, links=0)
         with served(tmp_path, place / "tree") as mounted:
-            mounted.expect("refused")
+            mounted.expect("refused", "log_dropped")  # of so many events at once some are counted only
             yield mounted
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
-FILES = size(4_000, 1_000_000)
-IN_GIT = size(2_000, 250_000)
+FILES = size(2_000, 1_000_000)
+IN_GIT = size(1_000, 250_000)
 ALL = r"%n %y %m %U %G %s %T@ %l %P\0"
 """Of what was copied: all but the inode numbers."""
 IDENTITY = {

@@ -274,10 +274,9 @@ def test_one_that_spins_is_given_up(here: Directory, monkeypatch: pytest.MonkeyP
 
 
 def test_one_that_does_not_end_is_given_up_and_killed(here: Directory) -> None:
-    with pytest.raises(
-        ScheduleFailed, match=r"nothing has happened for 0.3 s: sh \(pid \d+\) sleeps in \w*nanosleep"
-    ) as found:
-        explore(anything, [["sh", "-c", "sleep 1000 & mkdir x"]], mount=here, timeout=0.3)
+    # How it says that it sleeps depends on how far it has come in this time.
+    with pytest.raises(ScheduleFailed, match=r"nothing has happened for 1 s: sh \(pid \d+\) ") as found:
+        explore(anything, [["sh", "-c", "sleep 1000 & mkdir x"]], mount=here, timeout=1)
     pid = re.search(r"pid (\d+)", str(found.value))
     assert pid is not None
     while os.path.exists(f"/proc/{pid[1]}"):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -279,13 +280,13 @@ def test_a_supervisor_that_breaks_hangs_nobody(tree: Path, monkeypatch: pytest.M
 
 
 AS_A_USER = """
-import ctypes, os, sys, tempfile
+import ctypes, os, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 import exclfs.testing.launch as launch
 from exclfs.testing.programs import Program
 from stopping import selection
-tree = Path(tempfile.mkdtemp())
+tree = Path(sys.argv[4])
 (tree / "a").write_text("")
 tree.chmod(0o777)
 # The user may not be able to read where exclfs and Python are: only the launcher is read from now on.
@@ -315,8 +316,8 @@ def test_it_runs_for_an_ordinary_user_as_well(tmp_path: Path) -> None:
     if python is None:
         pytest.skip("there is no Python that every user can run")
     command = [sys.executable, "-c", AS_A_USER, str(Path(__file__).parent), str(Path(__file__).parents[2]), python]
-    environment = {**os.environ, "TMPDIR": "/tmp"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # the way to tmp_path is not open to everybody
+        done = subprocess.run([*command, directory], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("a\nNoNewPrivs:\t1\n", 0), done.stderr
 
 

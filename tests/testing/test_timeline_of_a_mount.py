@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from exclfs.testing.mounting import Mount
+    from exclfs.testing import Mount
 
 pytestmark = [pytest.mark.mount, pytest.mark.program]
 
