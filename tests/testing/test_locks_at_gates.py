@@ -21,7 +21,7 @@ import pytest
 
 from exclfs.gating import Selection
 from exclfs.testing.server_gates import ServerGate
-from exclfs.testing.tasks import look_at
+from exclfs.testing.tasks import look_at, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,8 @@ def is_done_or_sleeps(child: int) -> bool:
         if os.waitpid(child, os.WNOHANG)[0]:
             return True
         task = look_at(child, child)
-        asleep = task is not None and task.state in "SD" and bool(task.place) and "wait_answer" not in task.place
+        where = place(task) if task is not None and task.state in "SD" else ""
+        asleep = bool(where) and "wait_answer" not in where
         if asleep and task == before:
             return False
         before = task if asleep else None
