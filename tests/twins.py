@@ -137,7 +137,10 @@ def as_user(user: User, work: Callable[[], T], *, cwd: Path | None = None) -> T:
     def run() -> None:
         try:
             become(user, cwd)
-            outcome.append(work())
+            try:
+                outcome.append(work())
+            finally:
+                os.chdir("/")  # join() returns before the kernel has let go of a thread's directory
         except BaseException as error:
             raised.append(error)
 
@@ -184,6 +187,7 @@ class Actor:
 
     def leave(self) -> None:
         """Ends the thread; it is nowhere any more."""
+        self.do(lambda: os.chdir("/"))  # join() returns before the kernel has let go of a thread's directory
         self._work.put(None)
         self._thread.join()
 

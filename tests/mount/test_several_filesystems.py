@@ -245,9 +245,10 @@ def test_what_a_mount_forbids_is_forbidden_through_it_alone(tmp_path: Path, nest
             return found
 
         def effective(name: str) -> str:
-            return as_user(
-                CAROL, lambda: subprocess.check_output([mounted.path / name / "id", "-u"], text=True).strip()
-            )
+            def run() -> str:
+                return subprocess.check_output(["./id", "-u"], text=True).strip()
+
+            return as_user(CAROL, run, cwd=mounted.path / name)
 
         expected = ["EROFS"] * 7 + [None, None, "EACCES", None]
         assert outcomes(mounted.path) == expected
