@@ -24,6 +24,23 @@ typedef struct {
 PyObject *os_error(int error);               /* sets OSError; NULL */
 struct mirror *running(MirrorObject *self); /* NULL with an exception set, once it has been stopped */
 
+/* module_inodes.c */
+PyObject *Mirror_identify(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_set_word(MirrorObject *self, PyObject *arguments);
+PyObject *Mirror_path(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_attributes(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_barrier(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_ancestors(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_way(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_below(MirrorObject *self, PyObject *arguments);
+PyObject *Mirror_openers(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_identity(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_restore(MirrorObject *self, PyObject *arguments);
+PyObject *Mirror_resolve(MirrorObject *self, PyObject *arguments);
+PyObject *Mirror_access(MirrorObject *self, PyObject *arguments);
+PyObject *Mirror_keep(MirrorObject *self, PyObject *argument);
+PyObject *Mirror_release(MirrorObject *self, PyObject *argument);
+
 /* module_gates.c */
 PyObject *Mirror_watch(MirrorObject *self, PyObject *arguments);
 PyObject *Mirror_let_go(MirrorObject *self, PyObject *arguments);
