@@ -52,8 +52,12 @@ uint64_t shown_ino(const struct mirror *mirror, dev_t dev, ino_t ino) {
 
 /* ---- looking -------------------------------------------------------------------------------------------- */
 
+/* In the block that each thread has from its beginning: elsewhere the loader allocates it when it is first touched, which
+ * every access has to find out, and which ThreadSanitizer takes for a race with a thread that has ended. */
+#define OF_THREAD static _Thread_local __attribute__((tls_model("initial-exec")))
+
 /* For whom this thread works at the moment: a thread's id, 0 for nobody; and whether that one serves an exclfs mount. */
-static _Thread_local struct {
+OF_THREAD struct {
     uint32_t pid;
     enum { UNKNOWN, A_PROGRAM, A_SERVER } is;
     bool works; /* this thread is a worker, */
@@ -103,8 +107,8 @@ bool nested_is_loop(struct mirror *mirror, const struct inode *inode) {
 }
 
 /* What is known of mounts that this thread has met: their filesystems do not change. */
-enum { REMEMBERED = 16 };
-static _Thread_local struct {
+enum { REMEMBERED = 8 };
+OF_THREAD struct {
     uint64_t mount;
     enum filesystem filesystem;
 } remembered[REMEMBERED];
