@@ -35,6 +35,8 @@ CONTAINED: Final = User("contained", ALICE.uid, ALICE.gid)
 """Root of a user namespace in which nobody has a number but alice, who is root there."""
 USERS: Final = (ROOT, ALICE, CONTAINED)
 
+PREFIX: Final = f"exclfs-situation-{os.getpid()}-"
+"""Of the directory of a situation: another run beside this one has situations of its own."""
 CALLS: Final[dict[str, Callable[[str], None]]] = {
     "rmdir": os.rmdir,
     "unlink": os.unlink,
@@ -98,7 +100,7 @@ def answer(make: Callable[[Path], AbstractContextManager[Path]], user: User, att
         with make(directory) as thing:
             return attrs.asdict(as_process_of(user, lambda: tried(str(thing), attempt)))
 
-    with tempfile.TemporaryDirectory(prefix="exclfs-situation-") as name:
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         directory = Path(name)
         directory.chmod(0o777)
         return Answer(**in_a_child(stage))

@@ -14,7 +14,19 @@ from estate import estate, open_directory
 from exclfs import Flags
 from harness import start
 from kernel_situations import SITUATIONS
-from predicted import CALLS, CONTAINED, MS_BIND, MS_RDONLY, MS_REMOUNT, USERS, answer, as_process_of, mount, tried
+from predicted import (
+    CALLS,
+    CONTAINED,
+    MS_BIND,
+    MS_RDONLY,
+    MS_REMOUNT,
+    PREFIX,
+    USERS,
+    answer,
+    as_process_of,
+    mount,
+    tried,
+)
 from situations import attribute, filled, new_directory, new_file
 from twins import ALICE, LIBC, ROOT, User, check
 
@@ -38,9 +50,9 @@ WITH_ANOTHER_ERROR = {("immutable_mountpoint", attempt, user) for attempt in CAL
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    def used() -> tuple[str, set[str]]:
-        files = Path("/sys/block").glob("loop*/loop/backing_file")
-        return Path("/proc/swaps").read_text(), {file.read_text() for file in files}
+    def used() -> set[str]:
+        files = [*Path("/sys/block").glob("loop*/loop/backing_file"), Path("/proc/swaps")]
+        return {line for file in files if file.exists() for line in file.read_text().splitlines() if PREFIX in line}
 
     before = used()
     yield
