@@ -20,6 +20,7 @@
  */
 #include "mirror.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <sys/syscall.h>
 
@@ -52,7 +53,11 @@ int backing_open_handle(int mount_fd, const struct handle *handle) {
     from.handle.handle_type = handle->type;
     from.handle.handle_bytes = handle->bytes;
     memcpy(from.handle.f_handle, handle->data, handle->bytes);
-    int fd = open_by_handle_at(mount_fd, &from.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    /* While the number of an inode that has gone is being given to a new one, ext4 says ENOMEM for ESTALE (iget_locked()
+     * finds an inode in the state I_CREATING). */
+    int fd, tries = 100;
+    do fd = open_by_handle_at(mount_fd, &from.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    while (fd < 0 && errno == ENOMEM && tries-- > 0 && sched_yield() == 0);
     return fd < 0 ? -errno : fd;
 }
 
