@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,9 +116,11 @@ def test_a_namespace_that_is_kept_by_one_that_is_kept(directory: Path) -> None:
     def outer() -> None:
         own = tmpfs(directory / "own")
         (own / "inner").touch()
-        with in_another_namespace(lambda: None) as inner:  # a namespace can be bound in an older one only
-            bind(Path(f"/proc/{inner}/ns/mnt"), own / "inner")
-            noted.write_text(str(number_of(inner)))
+        # Only a younger namespace can be bound; which is younger the kernel tells by numbers that each CPU gives out.
+        while not noted.exists():
+            with in_another_namespace(lambda: None) as inner, suppress(OSError):
+                bind(Path(f"/proc/{inner}/ns/mnt"), own / "inner")
+                noted.write_text(str(number_of(inner)))
 
     with in_another_namespace(outer) as pid:
         outer_number, _ = number_of(pid), os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
