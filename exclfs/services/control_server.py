@@ -256,15 +256,18 @@ class _Conversation:
         return decoder.feed(data)
 
     async def _answer(self, message: JsonObject, descriptors: Sequence[int]) -> None:
-        """Answers one call, and closes what came with it."""
+        """Answers one call, and before that closes what came with it.
+
+        Who has the answer may look for who has the object open, or unmount: neither is to find this server there.
+        """
         with ExitStack() as after:
             after.callback(self._descriptors.close, descriptors)
             incoming = read_call(message)
             reply = await self._reply_to(incoming, Passed(self._descriptors, descriptors, after))
             if isinstance(reply, EventStream):
                 reply = await self._tell(reply)
-            if not incoming.oneway:
-                await self._send(reply)
+        if not incoming.oneway:
+            await self._send(reply)
 
     async def _reply_to(self, incoming: Incoming, passed: Passed) -> bytes | EventStream:
         try:
