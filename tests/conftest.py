@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import program
+from exclfs.testing import forks
 from filesystems import filesystem
-from harness import Mounted, default_options, mounts_now, start
+from harness import SANITIZED, Mounted, default_options, mounts_now, server_environment, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +54,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=again)
     items[:] = [item for item in items if item not in set(again)]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What forks the servers is there before the first test looks at what this process has open."""
+    if not SANITIZED and any(item.get_closest_marker("mount") for item in session.items):
+        forks.server_of("exclfs.mount", server_environment())
+        program.fork_server()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

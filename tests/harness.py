@@ -24,12 +24,17 @@ import attrs
 
 from exclfs import options as mount_options
 from exclfs.host import mounts
+from exclfs.testing import forks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from typing import IO
+
+    from exclfs.testing.forks import Fork
 
 WARNED = re.compile(r"level=(warning|error|critical) event=(\S+)")
 SANITIZED = bool(os.environ.get("EXCLFS_TEST_PRELOAD"))
+SERVER = ("-m", "exclfs.mount")
 
 
 def mounts_now() -> set[bytes]:
@@ -60,7 +65,7 @@ class Mounted:
         path: Path,
         backing: Path,
         log: Path,
-        process: subprocess.Popen[bytes],
+        process: subprocess.Popen[bytes] | Fork,
         narrow: str = "",
         stderr: Path | None = None,
     ) -> None:
@@ -132,7 +137,7 @@ def start(
     directory: Path,
     *,
     environment: Mapping[str, str] | None = None,
-    program: Sequence[str] = ("-m", "exclfs.mount"),
+    program: Sequence[str] = SERVER,
     **options: Any,
 ) -> Mounted:
     """Mounts `directory`/tree at `directory`/mnt (or `source` at `mountpoint`), and returns when it serves.
@@ -151,20 +156,33 @@ def start(
     document = json.dumps(attrs.asdict(mount_options.check(wanted)))
     reading, writing = os.pipe()
     with open(stderr, "wb") as complaints, open(reading, "rb") as answers:
-        process = subprocess.Popen(
-            [sys.executable, "-P", *program, document, "--ready-fd", str(writing)],
-            stdin=subprocess.DEVNULL,
-            stdout=complaints,
-            stderr=complaints,
-            pass_fds=[writing],
-            env=server_environment(environment),
-        )
+        process = _begun(program, [document, "--ready-fd"], writing, complaints, server_environment(environment))
         os.close(writing)
         answer = answers.readline()
     if not answer or not json.loads(answer).get("ready"):
         process.wait()
         raise AssertionError(f"the mount failed: {answer!r} {stderr.read_text()[-4000:]}")
     return Mounted(mountpoint, source, log, process, stderr=stderr)
+
+
+def _begun(
+    program: Sequence[str], arguments: list[str], ready: int, complaints: IO[bytes], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes] | Fork:
+    """A server of the installed exclfs is forked, which saves each mount its imports; a sanitizer allows no fork."""
+    if program == SERVER and not SANITIZED:
+        server = forks.server_of("exclfs.mount", server_environment())
+        if server.serves(environment):
+            return server.fork(
+                arguments, environment=environment, stdout=complaints, stderr=complaints, passed=ready, cwd=os.getcwd()
+            )
+    return subprocess.Popen(
+        [sys.executable, "-P", *program, *arguments, str(ready)],
+        stdin=subprocess.DEVNULL,
+        stdout=complaints,
+        stderr=complaints,
+        pass_fds=[ready],
+        env=environment,
+    )
 
 
 def build_variant(directory: Path, *defines: str) -> Path:

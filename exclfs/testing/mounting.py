@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from exclfs.host import mounts
 from exclfs.testing import timeline
 from exclfs.testing.control import Control
 from exclfs.testing.faults import Fault
+from exclfs.testing.forks import server_of as fork_server_of
 from exclfs.testing.gates import CannotBeGated, Gate
 from exclfs.testing.programs import Program
 from exclfs.testing.server_gates import ServerGate
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from exclfs.holds.events import Event
     from exclfs.holds.flags import Flags
     from exclfs.holds.hold import Hold
+    from exclfs.testing.forks import Fork
     from exclfs.testing.program_gates import ProgramFault
 
 ENDING: Final = 30.0
@@ -309,21 +310,20 @@ def obstacle() -> str | None:
     return None if os.access(device, os.R_OK | os.W_OK) else f"{device} cannot be opened"
 
 
-def _serve(settled: mount_options.MountOptions, stderr: Path) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+def _serve(settled: mount_options.MountOptions, stderr: Path) -> tuple[Fork, dict[str, Any]]:
     """The server, once it serves, and what it said of itself."""
+    environment = _environment()
+    forks = fork_server_of("exclfs.mount", environment)
     reading, writing = os.pipe()
     with open(reading, encoding="utf-8") as answers, open(stderr, "wb") as complaints:
-        command = [sys.executable, "-P", "-m", "exclfs.mount", json.dumps(attrs.asdict(settled))]
         try:
-            server = subprocess.Popen(
-                [*command, "--ready-fd", str(writing), "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+            server = forks.fork(
+                [json.dumps(attrs.asdict(settled)), "--parent", str(forks.pid), "--ready-fd"],
+                environment=environment,
+                stdout=complaints,
                 stderr=complaints,
-                pass_fds=[writing],
-                cwd="/",
-                start_new_session=True,  # Ctrl-C is for the test; the server ends with it
-                env=_environment(),
+                passed=writing,
+                new_session=True,  # Ctrl-C is for the test; the server ends with it
             )
         finally:
             os.close(writing)
