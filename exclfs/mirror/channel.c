@@ -1,10 +1,10 @@
 /*
  * The channel: /dev/fuse, the workers that read from it, and replies.
  *
- * Workers are plain threads without a Python state: no request waits for the interpreter. A worker reads a request,
- * serves it to the end or hands it to the policy, and reads the next. The mount has ended when read() says ENODEV, or
- * gives nothing. start() returns when every thread is able to serve: one that cannot is an error there, and never a
- * mount whose first request waits for ever.
+ * Workers are plain threads without a Python state: no request waits for the interpreter. A worker reads a request when
+ * it is its turn (leader.c), serves it to the end or hands it to the policy, and reads the next. The mount has ended when
+ * read() says ENODEV, or gives nothing. start() returns when every thread is able to serve: one that cannot is an error
+ * there, and never a mount whose first request waits for ever.
  */
 #include "mirror.h"
 
@@ -123,30 +123,10 @@ static bool is_the_end(int error) {
     return error == ENODEV || error == ECONNABORTED || error == EPERM || error == EBADF;
 }
 
-/* A test build counts releases when they are served, to show that the tests see it (tests/mount/test_hold_open.py). */
-#ifdef EXCLFS_TEST_WITHOUT_READING
-static bool counts_as_read(const struct mirror *mirror) { return (void)mirror, false; }
-#else
-static bool counts_as_read(const struct mirror *mirror) { return mirror->settings.hold_open != OPEN_FILES_OFF; }
-#endif
-
-/* Reads a request. Where open files count, a release is counted before anybody reads the next request (opens.c). */
-static ssize_t read_request(struct worker *worker) {
-    struct mirror *mirror = worker->mirror;
-    if (!counts_as_read(mirror)) return read(mirror->device, worker->in, MESSAGE_MAX);
-    pthread_mutex_lock(&mirror->reading);
-    ssize_t size = atomic_load(&mirror->ended) ? 0 : read(mirror->device, worker->in, MESSAGE_MAX);
-    int error = errno;
-    if (size > 0) open_released(mirror, worker->in, (size_t)size);
-    pthread_mutex_unlock(&mirror->reading);
-    errno = error;
-    return size;
-}
-
 static void loop(struct worker *worker) {
     struct mirror *mirror = worker->mirror;
     while (!atomic_load_explicit(&mirror->ended, memory_order_relaxed)) {
-        ssize_t size = read_request(worker);
+        ssize_t size = leader_read(worker);
         if (size == 0 || (size < 0 && is_the_end(errno))) break;
         if (size < 0) continue; /* EINTR; ENOENT: the request was taken back */
         struct request request;
@@ -154,7 +134,9 @@ static void loop(struct worker *worker) {
         if (!error) serve(worker, &request);
         else if ((size_t)size >= sizeof(struct fuse_in_header))
             reply_error(worker, ((const struct fuse_in_header *)worker->in)->unique, error);
+        leader_served(worker);
     }
+    leader_leaves(worker);
 }
 
 static void *work(void *argument) {
@@ -222,11 +204,11 @@ void channel_stop(struct mirror *mirror) {
     pthread_mutex_lock(&mirror->replacing);
     atomic_store(&mirror->ended, true); /* from here on there is no other worker */
     pthread_mutex_unlock(&mirror->replacing);
+    leader_end(mirror);
     uint64_t wait = 5000000; /* ns */
     for (unsigned i = 0; i < mirror->workers; i++) {
         struct timespec until;
         do {
-            /* Whoever reads may keep the others from it, so all are woken. */
             for (unsigned j = i; j < mirror->workers; j++) pthread_kill(mirror->threads[j], wake_signal());
             clock_gettime(CLOCK_REALTIME, &until);
             uint64_t nanoseconds = (uint64_t)until.tv_nsec + wait;

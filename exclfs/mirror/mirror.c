@@ -18,7 +18,7 @@ void mirror_free(struct mirror *mirror) {
     writeback_destroy(mirror);
     tree_destroy(mirror);
     locks_destroy(mirror);
-    pthread_mutex_destroy(&mirror->reading);
+    leader_destroy(mirror);
     pthread_mutex_destroy(&mirror->replacing);
     sem_destroy(&mirror->begun);
     if (mirror->finished >= 0) close(mirror->finished);
@@ -86,7 +86,7 @@ int mirror_new(struct mirror **made, int source, int device, int channel, struct
     mirror->proc_self_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     mirror->proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool opened = mirror->finished >= 0 && mirror->proc_self_fd >= 0 && mirror->proc >= 0;
-    int error = !opened || sem_init(&mirror->begun, 0, 0) ? -errno : -pthread_mutex_init(&mirror->reading, NULL);
+    int error = !opened || sem_init(&mirror->begun, 0, 0) ? -errno : leader_init(mirror);
     if (!error) error = -pthread_mutex_init(&mirror->replacing, NULL);
     if (!error) error = locks_init(mirror);
     if (!error) error = tree_init(mirror);

@@ -3,6 +3,7 @@
  *
  *   mirror       one tree: what it is made of
  *   channel      /dev/fuse: the session, its workers, replies
+ *   leader       which worker reads the next request
  *   request      a message of the kernel, taken apart and checked
  *   operations   which function answers which opcode
  *   entries attributes xattrs files directories removals    the operations
@@ -25,7 +26,7 @@
  *   module       the Python face
  *
  * Order of locks, outermost first: tree lock > stripe, by address > learning > moving > io lock > key shard > nodeid
- * shard > place lock > budget, mounts. The gates' lock is taken alone. None is held while a request waits for a verdict,
+ * shard > place lock > budget, mounts. The gates' lock and the leader's are taken alone. None is held while a request waits for a verdict,
  * or stands at a gate.
  */
 #ifndef EXCLFS_MIRROR_H
@@ -122,6 +123,20 @@ struct failures {
     } last[FAILURES];
 };
 
+struct leader {
+    pthread_mutex_t lock;
+    pthread_cond_t vacant, tick;
+    atomic_uintptr_t is; /* the worker that leads, and whether it serves what it has read; 0: nobody */
+    unsigned followers;  /* that wait until there is no leader; under the lock */
+    bool watched;        /* one more looks every tick; under the lock */
+    atomic_bool watcher_asleep;
+    atomic_ulong served;                /* requests, at least begun */
+    atomic_uint at_work;                /* workers that serve one */
+    atomic_uint slow;                   /* > 0 while the backing filesystem keeps workers waiting */
+    unsigned enough;                    /* at work at a time, while it does not */
+    uint64_t patience, most_patience;   /* ns for which the leader asks before it sleeps */
+};
+
 enum { LISTINGS = 64 };
 
 /* Directories that were listed, and lookups that listing more of their inodes would have spared (directories.c). */
@@ -172,12 +187,12 @@ struct mirror {
         struct inode **kept;      /* the directories in the tree where mounts are, each with a reference */
         size_t kept_number;
     } mounts;
+    struct leader leader;
     struct nested *nested; /* the devices of the tree other than the root's */
     struct inode_table table;
     struct inode *root;
     struct stripes stripes;
     struct tree tree;
-    pthread_mutex_t reading; /* with hold_open: from the reading of a request to the counting of a release */
     pthread_mutex_t place_locks[PLACE_LOCKS];
     pthread_mutex_t io_locks[PLACE_LOCKS];
 
@@ -213,6 +228,7 @@ struct worker {
     gid_t own_gid;
     struct question *verdict; /* PROCEED of this question is being carried out, or NULL */
     struct sighting *sighting; /* of the request at work, if it is watched; goes with its reply or its question */
+    uint64_t began; /* when it was read, by CLOCK_MONOTONIC, ns */
 };
 
 /* mirror.c */
@@ -239,6 +255,15 @@ int reply(struct worker *worker, uint64_t unique, const void *body, size_t size)
 void reply_error(struct worker *worker, uint64_t unique, int error);              /* error: positive errno, or 0 */
 void tell_attributes_changed(struct mirror *mirror, uint64_t nodeid);
 void negotiate(struct worker *worker, const struct request *request);
+
+/* leader.c */
+int leader_init(struct mirror *mirror);
+void leader_destroy(struct mirror *mirror);
+ssize_t leader_read(struct worker *worker);  /* waits for a request: as read(2), or 0 at the end */
+void leader_served(struct worker *worker);   /* what leader_read gave has been served */
+void leader_leaves(struct worker *worker);   /* if it was this one */
+void leader_relieve(struct mirror *mirror);  /* somebody else reads, if the leader serves a request */
+void leader_end(struct mirror *mirror);      /* wakes all who follow: the mirror has ended */
 
 /* A window that a lock closes, widened on purpose in a test build. */
 static inline void window(void) {

@@ -96,6 +96,7 @@ static void go_away(struct mirror *mirror) {
     if (!requester.works || requester.away) return;
     requester.away = true;
     atomic_fetch_add(&mirror->away, 1);
+    leader_relieve(mirror);
     channel_replace(mirror);
 }
 

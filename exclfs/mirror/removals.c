@@ -145,14 +145,20 @@ static bool was_its_place(struct mirror *mirror, struct inode *inode, const stru
     return there && strcmp(name, victim->name) == 0;
 }
 
-/* Its name has gone. Only now can be told whether that was the last link: names come and go meanwhile. */
+/* Only now can be told whether that was the last link: names come and go meanwhile. A directory has one. */
+static bool was_last_link(struct worker *worker, const struct victim *victim) {
+    if (S_ISDIR(victim->attributes.stx_mode)) return true;
+    struct statx now;
+    if (victim->kept < 0 || stat_at(worker->mirror, victim->kept, "", &now)) return victim->attributes.stx_nlink == 1;
+    return now.stx_nlink == 0;
+}
+
+/* Its name has gone. */
 static void went(struct worker *worker, struct victim *victim) {
     struct mirror *mirror = worker->mirror;
     struct inode *inode = victim->tested.inode;
     if (inode == NULL) return;
-    struct statx now;
-    if (victim->kept < 0 || stat_at(worker->mirror, victim->kept, "", &now)) now.stx_nlink = victim->attributes.stx_nlink - 1;
-    bool last = now.stx_nlink == 0 || S_ISDIR(victim->attributes.stx_mode);
+    bool last = was_last_link(worker, victim);
     /* One link of several: whoever has it open may ask, and nothing leads there until another name is looked up. */
     bool lost = !last && inode->handle_bytes == 0 && is_open(mirror, inode) && was_its_place(mirror, inode, victim);
     if (victim->kept >= 0 && (last || lost)) backing_pin(mirror, inode);
