@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -33,8 +34,11 @@ def quick() -> Iterator[Path]:
         yield Path(path)
 
 
-def at_work(directory: Path, end: Callable[[], None]) -> dict[str, int]:
-    """Has all ways at work there, ends it in the midst of that, and gives what had been acknowledged."""
+def at_work(directory: Path, end: Callable[[], None], *, to_the_last: bool) -> dict[str, int]:
+    """Has all ways at work there, ends it in the midst of that, and gives what had been acknowledged.
+
+    That is before the end, or if `to_the_last` also while it came.
+    """
     done = dict.fromkeys(acknowledged.WAYS, -1)
     with subprocess.Popen(
         [sys.executable, acknowledged.__file__],
@@ -57,7 +61,8 @@ def at_work(directory: Path, end: Callable[[], None]) -> dict[str, int]:
             os.killpg(process.pid, signal.SIGKILL)
         for line in process.stdout:
             way, number = line.split()
-            done[way] = int(number)
+            if to_the_last:
+                done[way] = int(number)
     assert min(done.values()) >= ENOUGH, done
     return done
 
@@ -77,16 +82,19 @@ def killed_at_last(mounted: Mounted) -> Iterator[Mounted]:
 @pytest.mark.parametrize("options", [{}, {"passthrough": False, "ask_always": True}], ids=str)
 def test_a_server_that_is_killed_loses_nothing(quick: Path, options: dict[str, bool]) -> None:
     with killed_at_last(start(quick, **options)) as mounted:
-        done = at_work(mounted.path, mounted.process.kill)
+        done = at_work(mounted.path, mounted.process.kill, to_the_last=True)
     assert acknowledged.lost(mounted.backing, done) == []
 
 
 @pytest.mark.parametrize(("kind", "passthrough"), [("ext4", True), ("xfs", False)])
 def test_a_disk_that_fails_has_what_was_acknowledged(quick: Path, kind: str, passthrough: bool) -> None:
-    """The filesystem is shut down without writing anything more, not even its log, and mounted again."""
+    """The filesystem is shut down without writing anything more, not even its log, and mounted again.
+
+    Once in some hundred runs ext4 acknowledged a write with O_DSYNC while it was being shut down, which was lost.
+    """
     image, filesystem = quick / "image", quick / "filesystem"
     loops.make_image(image, kind)
     with loops.loop_mount(image, filesystem), start(quick, source=filesystem, passthrough=passthrough) as mounted:
-        done = at_work(mounted.path, lambda: loops.shut_down(filesystem, loops.FLUSH_NOTHING))
+        done = at_work(mounted.path, partial(loops.shut_down, filesystem, loops.FLUSH_NOTHING), to_the_last=False)
     with loops.loop_mount(image, filesystem):
         assert acknowledged.lost(filesystem, done) == []
