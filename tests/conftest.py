@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,15 @@ def _obstacle(item: pytest.Item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Takes all descriptors that there are to be had: a test opens a thousand connections.
+    """Takes all descriptors that there are to be had: a test opens a thousand connections. And Ctrl-C ends a program,
+    which a shell has what it starts in the background ignore.
 
     EXCLFS_TEST_FILESYSTEM=xfs (…) puts everything that tests make, and so every backing tree, on such a filesystem.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if kind := os.environ.get("EXCLFS_TEST_FILESYSTEM"):
         stack = ExitStack()
         config.add_cleanup(stack.close)
