@@ -179,6 +179,8 @@ void channel_replace(struct mirror *mirror) {
 int channel_start(struct mirror *mirror) {
     if (mirror->started) return -EALREADY;
     mirror->started = true;
+    int flags = fcntl(mirror->device, F_GETFL);
+    if (flags < 0 || fcntl(mirror->device, F_SETFL, flags | O_NONBLOCK)) return -errno; /* read in leader.c */
     struct sigaction quiet = {.sa_handler = interrupt}; /* without SA_RESTART: read() returns */
     if (sigaction(wake_signal(), &quiet, NULL)) return -errno;
     sigset_t all, before;

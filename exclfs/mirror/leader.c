@@ -18,6 +18,7 @@
 
 #include <poll.h>
 #include <sched.h>
+#include <sys/resource.h>
 
 enum { SERVES = 1 }; /* beside the address of the worker that leads */
 enum { MICROSECOND = 1000, TICK = 1000 * MICROSECOND, MOST_PATIENCE = 30 * MICROSECOND, SLOW = 100 * MICROSECOND };
@@ -151,20 +152,22 @@ void leader_end(struct mirror *mirror) {
 
 /* ---- reading ---------------------------------------------------------------------------------------------- */
 
-static bool something_waits(const struct mirror *mirror) {
+static int wait_for_something(const struct mirror *mirror, int milliseconds) {
     struct pollfd device = {.fd = mirror->device, .events = POLLIN};
-    return poll(&device, 1, 0) != 0;
+    return poll(&device, 1, milliseconds);
 }
 
-/* Asks, for as long as patience lasts, before it sleeps in read(). Patience is renewed by a request that comes soon, and
- * halved by one that does not. Only the leader is here. */
+/* Asks, for as long as patience lasts, before it sleeps. Patience is renewed by a request that comes soon, and halved by
+ * one that does not. The device is O_NONBLOCK (channel_start). */
 static ssize_t read_patiently(struct worker *worker) {
     struct mirror *mirror = worker->mirror;
     struct leader *leader = &mirror->leader;
-    uint64_t began = now();
-    if (leader->patience > 0)
-        while (!something_waits(mirror) && now() - began < leader->patience) {}
-    ssize_t size = read(mirror->device, worker->in, MESSAGE_MAX);
+    uint64_t began = now(), at = began;
+    ssize_t size;
+    while ((size = read(mirror->device, worker->in, MESSAGE_MAX)) < 0 && errno == EAGAIN) {
+        if (at - began < leader->patience) at = now();
+        else if (wait_for_something(mirror, -1) < 0) return -1;
+    }
     worker->began = now();
     if (worker->began - began < leader->most_patience) leader->patience = leader->most_patience;
     else leader->patience = leader->patience > MICROSECOND ? leader->patience / 2 : 0;
@@ -180,7 +183,7 @@ static bool is_to_be_replaced(struct mirror *mirror, uint32_t opcode) {
     if (takes_long(opcode)) return true;
     bool slow = atomic_load_explicit(&leader->slow, memory_order_relaxed) > 0;
     unsigned with_us = atomic_load_explicit(&leader->at_work, memory_order_relaxed);
-    return (slow || with_us < leader->enough) && something_waits(mirror);
+    return (slow || with_us < leader->enough) && wait_for_something(mirror, 0) != 0;
 }
 
 /* A test build counts releases when they are served, to show that the tests see it (tests/mount/test_hold_open.py). */
@@ -210,11 +213,20 @@ ssize_t leader_read(struct worker *worker) {
     return size;
 }
 
+/* Whether this thread was put aside, for somebody else to run, since that was asked last. */
+static bool was_put_aside(struct worker *worker) {
+    struct rusage used;
+    if (getrusage(RUSAGE_THREAD, &used)) return false;
+    long before = worker->put_aside;
+    worker->put_aside = used.ru_nivcsw;
+    return before != used.ru_nivcsw;
+}
+
 void leader_served(struct worker *worker) {
     struct leader *leader = &worker->mirror->leader;
     atomic_fetch_sub_explicit(&leader->at_work, 1, memory_order_relaxed);
     unsigned slow = atomic_load_explicit(&leader->slow, memory_order_relaxed);
-    if (now() - worker->began > SLOW) slow = REMEMBERED_REQUESTS;
+    if (now() - worker->began > SLOW && !was_put_aside(worker)) slow = REMEMBERED_REQUESTS;
     else if (slow > 0) slow--;
     else return;
     atomic_store_explicit(&leader->slow, slow, memory_order_relaxed);

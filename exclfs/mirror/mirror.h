@@ -229,6 +229,7 @@ struct worker {
     struct question *verdict; /* PROCEED of this question is being carried out, or NULL */
     struct sighting *sighting; /* of the request at work, if it is watched; goes with its reply or its question */
     uint64_t began; /* when it was read, by CLOCK_MONOTONIC, ns */
+    long put_aside; /* how often this thread was, when that was asked last */
 };
 
 /* mirror.c */
