@@ -27,7 +27,7 @@ def ext4(workspace: str) -> Iterator[str]:
     image = os.path.join(workspace, "ext4.image")
     with open(image, "wb") as file:
         file.truncate(IMAGE_BYTES)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "500000", image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "1200000", image], check=True)
     yield from _mounted(workspace, "ext4", "-o", "loop", image)
 
 

@@ -44,24 +44,35 @@ def main() -> None:
     arguments = parsed()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no mount is left behind
     install()
-    before = os.getloadavg()[0]
-    series = []
+    here = {**machine(), "load before": f"{os.getloadavg()[0]:.1f}"}
     began = time.monotonic()
+    series: list[Series] = []
+
+    def document() -> Document:
+        minutes = f"{(time.monotonic() - began) / 60:.0f}"
+        facts = {**here, "load after": f"{os.getloadavg()[0]:.1f}", "minutes": minutes}
+        return Document(VERSION, time.strftime("%Y-%m-%d", time.gmtime()), arguments.quick, facts, series)
+
     with tempfile.TemporaryDirectory(prefix="exclfs-bench-") as workspace:
         for name in arguments.on:
             with BACKINGS[name](workspace) as source:
-                series += list(on(name, source, workspace, arguments))
-    facts = {**machine(), "load before": f"{before:.1f}", "load after": f"{os.getloadavg()[0]:.1f}"}
-    facts["minutes"] = f"{(time.monotonic() - began) / 60:.0f}"
-    document = Document(VERSION, time.strftime("%Y-%m-%d", time.gmtime()), arguments.quick, facts, series)
+                for one in on(name, source, workspace, arguments):
+                    series.append(one)
+                    keep(document(), arguments.json)
     console = Console(width=None if sys.stdout.isatty() else 200)
-    for table in report.tables(document):
+    for table in report.tables(document()):
         console.print(table)
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            file.write(dumps(document))
     if arguments.report:
-        report.write(document)
+        report.write(document())
+
+
+def keep(document: Document, path: str | None) -> None:
+    """Writes what is known so far: a run takes an hour, and may not come to its end."""
+    if path is None:
+        return
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(dumps(document))
+    os.replace(path + ".new", path)
 
 
 def parsed() -> argparse.Namespace:
@@ -123,6 +134,7 @@ def on(backing: str, source: str, workspace: str, arguments: argparse.Namespace)
             yield from latencies.measure(backing, source, ours, half, 200 if quick else 1000)
         if "own" in groups:
             yield from own.measure(backing, source, places[EXCLFS], half, 100 if quick else 500)
+            yield own.memory(backing, os.path.dirname(source), min(arguments.files, 200_000))
     if "holds" in groups and backing == "tmpfs":
         numbers = (1_000,) if quick else (1_000, 100_000)
         yield from holding.measured(backing, source, workspace, half if quick else rounds, numbers, quick)

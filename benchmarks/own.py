@@ -6,10 +6,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import memory as inodes
 from document import EXCLFS, SECONDS, Series
 from peers import cpu_seconds
 
@@ -44,6 +46,13 @@ def measure(backing: str, source: str, place: Place, rounds: int, count: int) ->
         Series("own", backing, row, 1, SECONDS, {EXCLFS: [w for w, _ in times]}, {EXCLFS: [c for _, c in times]})
         for row, times in found.items()
     ]
+
+
+def memory(backing: str, directory: str, files: int) -> Series:
+    """Bytes of the server for each of many inodes that the kernel knows."""
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        each = inodes.measure(place, files, rounds=1)["bytes_each_1"]
+    return Series("own", backing, f"memory for each of {files:,} inodes", 1, "bytes", {EXCLFS: [each]})
 
 
 def _timed(place: Place, count: int, work: Callable[[], object]) -> tuple[float, float]:

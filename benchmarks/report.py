@@ -57,9 +57,13 @@ def grids(document: Document) -> Iterator[tuple[str, list[str], list[list[str]]]
 
 
 def parts(series: list[Series]) -> Iterator[list[Series]]:
-    """Those that are measured in the same places stand in one table."""
-    for places in dict.fromkeys(tuple(sorted({*each.wall, *each.failed})) for each in series):
-        yield [each for each in series if tuple(sorted({*each.wall, *each.failed})) == places]
+    """Those that are measured in the same places and units stand in one table."""
+
+    def kind(each: Series) -> tuple[str, ...]:
+        return (each.unit, *sorted({*each.wall, *each.failed}))
+
+    for one in dict.fromkeys(map(kind, series)):
+        yield [each for each in series if kind(each) == one]
 
 
 def grid(series: list[Series]) -> tuple[list[str], list[list[str]]]:
