@@ -628,6 +628,7 @@ def closed_here_and_removed_there(directory: Path, build: Path, other: Other, ro
     return busy
 
 
+@pytest.mark.kinds
 @pytest.mark.parametrize("reading", [True, False])
 def test_a_release_is_counted_where_it_is_read(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, other: Other, reading: bool

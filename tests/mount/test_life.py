@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Mount = Callable[..., Mounted]
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.program]
 
 
 def must_have_ended_cleanly(mounted: Mounted, address: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from harness import Mounted
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.program]
 
 ROUNDS = 1000
 

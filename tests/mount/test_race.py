@@ -136,6 +136,7 @@ def test_of_a_removal_and_a_trylock_exactly_one_wins(
     assert min(results["holder"], results["remover"]) >= ROUNDS // SHARE, f"it was no race: {results}"
 
 
+@pytest.mark.kinds
 def test_without_the_lock_both_win(widened: Callable[..., Mounted], tmp_path: Path) -> None:
     """The same rounds, against a mirror whose removals do not take the stripe."""
     with widened(tmp_path, "EXCLFS_TEST_WITHOUT_STRIPES") as mounted:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from harness import Mounted
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.kinds]
 
 OPEN_TO_WRITE = "import os, sys; os.close(os.open(sys.argv[1], os.O_WRONLY)); print('opened')"
 
