@@ -9,6 +9,7 @@ Environment, for the runs of `make`:
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -183,6 +185,17 @@ def _begun(
         pass_fds=[ready],
         env=environment,
     )
+
+
+@functools.cache
+def variant(*defines: str) -> Path:
+    """As build_variant, once for all tests of a run that want the same; gone with the run."""
+    directory = tempfile.TemporaryDirectory(prefix="exclfs-variant-")
+    _variants.append(directory)
+    return build_variant(Path(directory.name), *defines)
+
+
+_variants: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def build_variant(directory: Path, *defines: str) -> Path:

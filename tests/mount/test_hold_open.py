@@ -21,7 +21,7 @@ from test_refusals import EXCHANGE, rename2
 
 import exclfs
 from exclfs.holds.flags import Operation
-from harness import build_variant, start
+from harness import start, variant
 from program import exclfs as run_exclfs
 from program import logged
 from twins import ALICE, BOB, ROOT, User, link_descriptor, outcome_of
@@ -630,12 +630,8 @@ def closed_here_and_removed_there(directory: Path, build: Path, other: Other, ro
 
 @pytest.mark.kinds
 @pytest.mark.parametrize("reading", [True, False])
-def test_a_release_is_counted_where_it_is_read(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, other: Other, reading: bool
-) -> None:
+def test_a_release_is_counted_where_it_is_read(tmp_path: Path, other: Other, reading: bool) -> None:
     """Served a good while after it was read: nobody is refused, unless it is counted only then."""
     defines = [f"EXCLFS_TEST_WINDOW_US={WINDOW_US}"] + ([] if reading else ["EXCLFS_TEST_WITHOUT_READING"])
-    busy = closed_here_and_removed_there(
-        tmp_path, build_variant(tmp_path_factory.mktemp("build"), *defines), other, 300
-    )
+    busy = closed_here_and_removed_there(tmp_path, variant(*defines), other, 300)
     assert (busy == 0) == reading, f"{busy} of 300 were refused"

@@ -19,7 +19,7 @@ from test_refusals import EXCHANGE, rename2
 
 import exclfs
 from exclfs.client import discovery, sync_client
-from harness import build_variant, start
+from harness import start, variant
 from program import exclfs as run_exclfs
 from program import logged
 from twins import ALICE, as_user
@@ -292,11 +292,9 @@ def test_only_by_root_and_the_owner_of_the_mount(client: exclfs.Client, mounted:
 
 
 @pytest.mark.parametrize("before", ["warn", "off"])
-def test_after_the_switch_nothing_that_is_held_goes(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, before: str
-) -> None:
+def test_after_the_switch_nothing_that_is_held_goes(tmp_path: Path, before: str) -> None:
     """What was let happen before has happened when the switch returns, or is asked about again and refused."""
-    build = build_variant(tmp_path_factory.mktemp("build"), f"EXCLFS_TEST_WINDOW_US={WINDOW_US}")
+    build = variant(f"EXCLFS_TEST_WINDOW_US={WINDOW_US}")
     chance, lead = random.Random(before), 0.0
     gone_before = stayed = 0
     with (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import exclfs
-from harness import build_variant, start
+from harness import start, variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
-ROUNDS = 400
+ROUNDS = 200
 WINDOW_US = 300
 SHARE = 20
 """Each side wins at least one round of this many."""
@@ -115,11 +115,11 @@ def contest(mounted: Mounted, kind: str, rounds: int) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def widened(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Mounted]:
+def widened() -> Callable[..., Mounted]:
     """Mounts a build whose window is widened, with the lock or without it."""
 
     def mount(directory: Path, *defines: str) -> Mounted:
-        build = build_variant(tmp_path_factory.mktemp("build"), f"EXCLFS_TEST_WINDOW_US={WINDOW_US}", *defines)
+        build = variant(f"EXCLFS_TEST_WINDOW_US={WINDOW_US}", *defines)
         return start(directory, environment={"PYTHONPATH": str(build)})
 
     return mount

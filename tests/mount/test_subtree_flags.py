@@ -18,7 +18,7 @@ from test_refusals import EXCHANGE, WHITEOUT, rename2
 
 import exclfs
 from exclfs import Flags
-from harness import build_variant, default_options, start
+from harness import default_options, start, variant
 from program import exclfs as run_exclfs
 from program import logged
 
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.root]
 BELOW, PIN, SUBTREE = Flags.NO_REMOVE_BELOW, Flags.PIN_PATH, Flags.EXCL_SUBTREE
 CLAIM = Flags.EXCL_INUSE
 DEPTH = 40
-ROUNDS = 200
+ROUNDS = 100
 PINNED = 40
 """How often a path that is renamed all the time is pinned."""
 
@@ -347,11 +347,9 @@ while True:
 """
 
 
-def test_a_path_that_is_pinned_while_it_is_renamed_is_true_or_is_not_pinned(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
+def test_a_path_that_is_pinned_while_it_is_renamed_is_true_or_is_not_pinned(tmp_path: Path) -> None:
     """The window between test and rename is widened, so that a rename is in flight most of the time."""
-    build = build_variant(tmp_path_factory.mktemp("build"), f"EXCLFS_TEST_WINDOW_US={WINDOW_US}")
+    build = variant(f"EXCLFS_TEST_WINDOW_US={WINDOW_US}")
     chance, pinned = random.Random(0), 0
     with start(tmp_path, environment={"PYTHONPATH": str(build)}) as mounted:
         mounted.expect("refused")
@@ -592,11 +590,9 @@ def moved_in(mounted: Mounted, client: exclfs.Client, name: str) -> tuple[Path, 
 
 
 @pytest.mark.parametrize("covered", [placed_above, moved_in])
-def test_once_it_is_covered_nothing_goes(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, covered: Callable[..., Any]
-) -> None:
+def test_once_it_is_covered_nothing_goes(tmp_path: Path, covered: Callable[..., Any]) -> None:
     """What was in flight has happened by then, or is refused. The window between test and removal is widened."""
-    build = build_variant(tmp_path_factory.mktemp("build"), f"EXCLFS_TEST_WINDOW_US={WINDOW_US}")
+    build = variant(f"EXCLFS_TEST_WINDOW_US={WINDOW_US}")
     chance, lead, answers = random.Random(0), 0.0, []
     with (
         start(tmp_path, environment={"PYTHONPATH": str(build)}) as mounted,

@@ -45,7 +45,7 @@ from exclfs.holds.mode import Mode
 from exclfs.holds.registry import Registry
 from exclfs.keeper import Keeper
 from exclfs.mirror import ROOT
-from harness import build_variant
+from harness import variant
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mirror"))
 from kernel import ENTRY, PATIENCE, Op, rig
@@ -557,7 +557,7 @@ TestExclfsThatAsksAlways = ExclfsThatAsksAlways.TestCase
 def test_only_without_the_lock_something_is_held_and_removed(tmp_path: Path, lock: bool) -> None:
     """The same machine against a mirror whose window is so wide that every trylock comes into it."""
     defines = [f"EXCLFS_TEST_WINDOW_US={WIDE * 1e6:.0f}", *([] if lock else ["EXCLFS_TEST_WITHOUT_STRIPES"])]
-    build = build_variant(tmp_path, *defines)
+    build = variant(*defines)
     run = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "AgainstAPlainTree"],
         cwd=tmp_path,  # where it leaves what it finds

@@ -58,11 +58,11 @@ async def test_descriptors_are_closed_when_the_call_is_over(server: Running, cli
 async def test_descriptors_are_closed_before_the_answer_is_there(server: Running, client: Client, top: Path) -> None:
     """An answer larger than a socket takes, which nobody reads: while it is under way, they are closed already."""
     await client.hold(top / "a", objects=[{"fd": 0}] * 2000, flags=["NO_REMOVE"])
-    before = descriptors_open()
+    before = await descriptors_with(client)
     with opened(top / "a") as passed:
         await client.send(message("org.exclfs.Why", object={"fd": 0}), passed)
     await client.stream.socket.recv(1)
-    assert descriptors_open() == before
+    assert descriptors_open() <= before
 
 
 @pytest.mark.parametrize("data", [b"garbage\0", b'{"method":"org.exclfs.Status"}\0', b'{"method":1}\0'])
