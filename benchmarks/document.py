@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import cattrs
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 from ratios import Ratio, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 VERSION: Final = 1
 BACKING: Final = "backing tree"
@@ -84,6 +87,17 @@ class Document:
     quick: bool
     machine: dict[str, str]
     series: list[Series]
+
+
+def together(parts: Sequence[Document]) -> Document:
+    """Parts of one run as one: of the machine what the first says, and for how long all of them ran."""
+    first = parts[0]
+    minutes = sum(int(part.machine.get("minutes", "0")) for part in parts)
+    return evolve(
+        first,
+        machine={**first.machine, "load after": parts[-1].machine["load after"], "minutes": str(minutes)},
+        series=[series for part in parts for series in part.series],
+    )
 
 
 def dumps(document: Document) -> str:

@@ -3,7 +3,7 @@
 What stands in docs/performance.md between two marks is made from the document; the rest of the page is written by
 people.
 
-    python benchmarks/report.py DOCUMENT      writes docs/performance.md anew from a document of an earlier run
+    python benchmarks/report.py DOCUMENT…     writes docs/performance.md anew from the documents of earlier runs
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import plot
-from document import BACKING, BINDFS, EXCLFS, SECONDS, Document, Series, loads
+from document import BACKING, BINDFS, EXCLFS, SECONDS, Document, Series, loads, together
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -179,11 +179,14 @@ def markdown(document: Document, plots: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Makes the report of a document that is there."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: report.py DOCUMENT")
-    with open(sys.argv[1], encoding="utf-8") as file:
-        write(loads(file.read()))
+    """Makes the report of documents that are there: parts of one run, each of its own groups or filesystems."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: report.py DOCUMENT…")
+    documents = []
+    for path in sys.argv[1:]:
+        with open(path, encoding="utf-8") as file:
+            documents.append(loads(file.read()))
+    write(together(documents))
 
 
 if __name__ == "__main__":

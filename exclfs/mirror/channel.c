@@ -26,12 +26,24 @@ static bool once_more(const struct mirror *mirror) {
     return (errno == EINTR || errno == EAGAIN) && !atomic_load(&mirror->ended);
 }
 
+/* The kernel pins the pages that it copies from, each part of a packet for itself: a small reply is one part. */
+static ssize_t send_packet(int device, const struct fuse_out_header *header, const void *body, size_t size) {
+    enum { SMALL = 1024 };
+    _Alignas(SMALL) char packet[SMALL]; /* within one page */
+    if (size <= SMALL - sizeof *header) {
+        memcpy(packet, header, sizeof *header);
+        if (size > 0) memcpy(packet + sizeof *header, body, size);
+        return write(device, packet, sizeof *header + size);
+    }
+    struct iovec parts[2] = {{(void *)(uintptr_t)header, sizeof *header}, {(void *)(uintptr_t)body, size}};
+    return writev(device, parts, 2);
+}
+
 int reply(struct worker *worker, uint64_t unique, const void *body, size_t size) {
     if (worker->sighting != NULL && gates_withhold(worker, 0, body, size)) return 0;
     struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .error = 0, .unique = unique};
-    struct iovec parts[2] = {{&header, sizeof header}, {(void *)(uintptr_t)body, size}};
     for (;;) {
-        if (writev(worker->mirror->device, parts, size > 0 ? 2 : 1) >= 0) return 0;
+        if (send_packet(worker->mirror->device, &header, body, size) >= 0) return 0;
         if (!once_more(worker->mirror)) return -errno; /* ENOENT: the request was aborted meanwhile */
     }
 }

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import plot
 import pytest
 import report
-from document import SECONDS, VERSION, Document, Series
+from document import SECONDS, VERSION, Document, Series, together
 
 UNLINK = Series(
     "metadata",
@@ -34,6 +34,14 @@ def test_a_line_has_each_ratio_under_its_heading_and_what_failed_is_said() -> No
     assert told["/ passthrough_hp"] == "fails"
     assert told["CPU of exclfs"] == "20.0"
     assert latency == ["unlink", "2.0", "3.5"]
+
+
+def test_parts_of_a_run_are_one() -> None:
+    one = Document(VERSION, "2026-11-27", False, {"kernel": "6.18", "load after": "0.1", "minutes": "20"}, [UNLINK])
+    other = Document(VERSION, "2026-11-27", False, {"kernel": "6.18", "load after": "2.0", "minutes": "30"}, [LATENCY])
+    whole = together([one, other])
+    assert whole.series == [UNLINK, LATENCY]
+    assert whole.machine == {"kernel": "6.18", "load after": "2.0", "minutes": "50"}
 
 
 def test_only_what_is_between_the_marks_is_written() -> None:
