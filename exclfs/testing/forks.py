@@ -179,17 +179,18 @@ class ForkServer:
             self._process.wait()
 
 
-_servers: Final[dict[str, ForkServer]] = {}
+_servers: Final[dict[tuple[str, frozenset[tuple[str, str]]], ForkServer]] = {}
 
 
 def server_of(module: str, environment: Mapping[str, str]) -> ForkServer:
-    """The fork server of this process for a module; it is begun when it is first needed, and ends with the process."""
-    found = _servers.get(module)
-    if found is None or not found.serves(environment):
-        if found is not None:
-            found.close()
-        _servers[module] = ForkServer(module, environment)
-    return _servers[module]
+    """The fork server of this process for a module and an environment; begun when it is first needed.
+
+    It ends with this process, and not before: it alone hears how its programs end.
+    """
+    key = module, frozenset(_at_start(environment).items())
+    if key not in _servers or not _servers[key].serves(environment):
+        _servers[key] = ForkServer(module, environment)
+    return _servers[key]
 
 
 @atexit.register
