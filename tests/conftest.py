@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
-from contextlib import ExitStack
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import program
+from exclfs.host import mounts
 from exclfs.testing import forks
 from filesystems import filesystem
 from harness import SANITIZED, Mounted, default_options, mounts_now, server_environment, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 CI = bool(os.environ.get("CI"))
 
@@ -41,10 +44,21 @@ def pytest_configure(config: pytest.Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
     if kind := os.environ.get("EXCLFS_TEST_FILESYSTEM"):
-        stack = ExitStack()
-        config.add_cleanup(stack.close)
         config.option.basetemp = stack.enter_context(filesystem(kind)) / "tests"
+    elif config.option.basetemp is None:
+        config.option.basetemp = stack.enter_context(_directory_of_the_run()) / "tests"
+
+
+@contextmanager
+def _directory_of_the_run() -> Iterator[Path]:
+    """Of runs side by side each has its own: pytest would have each clear away what the others have mounted."""
+    directory = tempfile.mkdtemp(prefix="exclfs-tests-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"))
+    yield Path(directory)
+    if not any(mount.mountpoint.startswith(os.fsencode(directory)) for mount in mounts.mounts()):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
