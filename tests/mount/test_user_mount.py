@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +123,26 @@ def as_owner(directory: Path) -> dict[str, tuple[int, ...]]:
         return found
 
     return as_user(NOBODY, look)
+
+
+def test_a_store_to_a_mapping_takes_setuid_bits_as_nothing_does_behind_it(users_twins: Twins) -> None:
+    """The server of a user writes what the kernel has collected, and has no right to leave the bits."""
+
+    def store() -> int:
+        Path("file").write_bytes(b"content")
+        os.chmod("file", 0o6755)
+
+        def write(fd: int) -> None:
+            with mmap.mmap(fd, 7) as mapping:
+                mapping[0:3] = b"new"
+                mapping.flush()
+
+        with_file(write)
+        assert Path("file").read_bytes() == b"newtent"
+        return stat.S_IMODE(os.stat("file").st_mode)
+
+    assert as_user(NOBODY, store, cwd=users_twins.shadow) == 0o6755
+    assert as_user(NOBODY, store, cwd=users_twins.mount) == 0o755
 
 
 @pytest.mark.parametrize("user", [ROOT, BOB], ids=lambda user: user.name)
