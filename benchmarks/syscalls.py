@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from rows import Row
 
 COUNT: Final = 200
-LINE: Final = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)(?:\s+\d+)?\s+(\w+)$", re.MULTILINE)
+LINE: Final = re.compile(
+    r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(?P<calls>\d+)(?:\s+(?P<failed>\d+))?\s+(?P<name>\w+)$", re.MULTILINE
+)
 WAITING: Final = {"futex", "epoll_wait", "restart_syscall", "poll", "clock_nanosleep"}
 """Not counted: how often a thread had to wait is the machine's doing."""
 
@@ -46,10 +48,15 @@ def counted(pid: int, report: str, row: Row, behind: str, seen: str) -> dict[str
         quiet([pid])
         tracer.send_signal(signal.SIGINT)
     with open(report) as file:
-        calls = {name: int(number) / row.count for number, name in LINE.findall(file.read())}
+        calls = {line["name"]: done(line) / row.count for line in LINE.finditer(file.read())}
     calls.pop("total", None)
     kept = {name: number for name, number in calls.items() if name not in WAITING and number >= 0.05}
     return dict(sorted(kept.items(), key=lambda call: -call[1]))
+
+
+def done(line: re.Match[str]) -> int:
+    """Of read(2) those that gave something: how often a server asks in vain is the machine's doing, too."""
+    return int(line["calls"]) - (int(line["failed"] or 0) if line["name"] == "read" else 0)
 
 
 def told(calls: dict[str, float]) -> str:
