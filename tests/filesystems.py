@@ -6,29 +6,25 @@ import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import loops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAKE = {
-    "ext4": ["mkfs.ext4", "-q", "-F"],
-    "xfs": ["mkfs.xfs", "-q"],
-    "btrfs": ["mkfs.btrfs", "-q"],
-    "tmpfs": [],
-}
-"""How each is made; tmpfs needs no making."""
-SIZE = 2 << 30
+KINDS = (*loops.MAKE, "tmpfs")
+MEBIBYTES = 2048
 
 
 def obstacle(kind: str) -> str | None:
     """Why this machine has no such filesystem; None if it has."""
     if os.geteuid() != 0:
         return "needs root, to mount filesystems"
-    if MAKE[kind] and not shutil.which(MAKE[kind][0]):
-        return f"needs {MAKE[kind][0]}"
+    if kind in loops.MAKE and not shutil.which(program := loops.MAKE[kind][1][0]):
+        return f"needs {program}"
     return None
 
 
@@ -46,25 +42,31 @@ def kernel_lacks(kind: str) -> bool:
 
 
 @contextmanager
-def filesystem(kind: str, *, size: int = SIZE, make: tuple[str, ...] = (), options: str = "") -> Iterator[Path]:
+def filesystem(
+    kind: str, *, mebibytes: int = MEBIBYTES, make: tuple[str, ...] = (), options: str = ""
+) -> Iterator[Path]:
     """Where a new filesystem is mounted, empty; with more arguments of mkfs and more options of mount(8)."""
     directory = Path(tempfile.mkdtemp(prefix=f"exclfs-{kind}-"))
     directory.chmod(0o755)
-    image, mountpoint = directory / "image", directory / "mounted"
-    mountpoint.mkdir()
-    more = f",{options}" if options else ""
+    mountpoint = directory / "mounted"
     try:
-        if kind == "tmpfs":
-            arguments = ["-t", "tmpfs", "-o", f"size={size},mode=755{more}", "tmpfs"]
-        else:
-            with open(image, "wb") as file:
-                file.truncate(size)
-            subprocess.run([*MAKE[kind], *make, str(image)], check=True, capture_output=True)
-            arguments = ["-t", kind, "-o", f"loop{more}", str(image)]
-        subprocess.run(["mount", *arguments, str(mountpoint)], check=True)
-        try:
+        with ExitStack() as stack:
+            if kind == "tmpfs":
+                stack.enter_context(tmpfs(mountpoint, f"size={mebibytes}m,mode=755{options and ','}{options}"))
+            else:
+                loops.make_image(directory / "image", kind, *make, mebibytes=mebibytes)
+                stack.enter_context(loops.loop_mount(directory / "image", mountpoint, options))
             yield mountpoint
-        finally:
-            subprocess.run(["umount", str(mountpoint)], check=True)
     finally:
         shutil.rmtree(directory)
+
+
+@contextmanager
+def tmpfs(mountpoint: Path, options: str) -> Iterator[None]:
+    """A tmpfs, mounted there."""
+    mountpoint.mkdir()
+    loops.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", mountpoint)
+    try:
+        yield
+    finally:
+        loops.run("umount", mountpoint)

@@ -24,7 +24,7 @@ MAKE: Final = {
     "xfs": (300, ["mkfs.xfs", "-q"]),  # the least that mkfs.xfs makes
     "btrfs": (128, ["mkfs.btrfs", "-q"]),
 }
-"""How large the image is, in MiB, and what makes the filesystem. The images are sparse."""
+"""How large the image is if nothing else is asked for, in MiB, and what makes the filesystem. The images are sparse."""
 
 SHUTDOWN: Final = 0x8004587D
 """XFS_IOC_GOINGDOWN and EXT4_IOC_SHUTDOWN, which are one number."""
@@ -45,12 +45,12 @@ def run(*words: object) -> str:
     return done.stdout
 
 
-def make_image(image: Path, kind: str, *options: str) -> None:
+def make_image(image: Path, kind: str, *options: str, mebibytes: int | None = None) -> None:
     """Makes the file with an empty filesystem in it."""
-    size, command = MAKE[kind]
+    least, command = MAKE[kind]
     needs(command[0])
     with open(image, "wb") as file:
-        file.truncate(size * MIB)
+        file.truncate((mebibytes or least) * MIB)
     run(*command, *options, image)
 
 

@@ -43,7 +43,7 @@ USERS_OWN = {"owner": NOBODY, "member": NOBODY}
 """In the mount of an ordinary user that one is alone: owner of the victim, or a member of its group."""
 
 
-@pytest.fixture(scope="module", params=list(filesystems.MAKE))
+@pytest.fixture(scope="module", params=filesystems.KINDS)
 def each_filesystem(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
     """A new filesystem of each kind."""
     kind = request.param
@@ -121,7 +121,7 @@ def test_no_call_tells_the_mount_from_the_tree(
     filesystem, place = each_filesystem
     if kind in SECONDARY and filesystem != "ext4" and not EACH:
         pytest.skip("only at length: make filesystems")
-    number = list(filesystems.MAKE).index(filesystem)
+    number = filesystems.KINDS.index(filesystem)
     users = USERS_OWN if kind == "user" else USERS
     making = compared_users_mount(place, kind) if kind == "user" else compared(place, kind, **KINDS[kind])
     with making as comparison:

@@ -30,7 +30,7 @@ def limited(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Twins]:
     why = obstacle("btrfs") or (None if shutil.which("btrfs") else "needs btrfs")
     if why:
         pytest.fail(why, pytrace=False) if os.environ.get("CI") else pytest.skip(why)
-    with filesystem("btrfs", size=512 * MIB) as place:
+    with filesystem("btrfs", mebibytes=512) as place:
         run("btrfs", "quota", "enable", place)
         for name in ("tree", "shadow"):
             run("btrfs", "subvolume", "create", place / name)

@@ -31,7 +31,7 @@ def on(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Twins]:
         pytest.skip(f"the kernel has no {kind}")
     if why := filesystems.obstacle(kind):
         pytest.fail(why, pytrace=False) if os.environ.get("CI") else pytest.skip(why)
-    with filesystems.filesystem(kind, size=512 << 20) as place:
+    with filesystems.filesystem(kind, mebibytes=512) as place:
         for name in ("tree", "shadow"):
             (place / name).mkdir()
             (place / name).chmod(0o777)

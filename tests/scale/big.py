@@ -13,6 +13,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import exclfs
 from exclfs.wire.messages import Status
 from harness import Mounted, start
-from loops import MIB, loop_mount, needs, run
+from loops import loop_mount, make_image, needs, run
 from twins import LIBC, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 FULL: Final = os.environ.get("EXCLFS_SCALE") == "full"
 MOST_OPEN: Final = 1024
@@ -60,32 +61,28 @@ def size(short: int, full: int) -> int:
 # --- where ------------------------------------------------------------------------------------------------------------
 
 
-def image_command(kind: str, files: int) -> tuple[int, list[str]]:
-    """How many MiB a filesystem of this kind needs for so many files, and what makes it."""
-    return {
-        "ext4": (64 + files // 1500, ["mkfs.ext4", "-q", "-b", "4096", "-I", "256", "-N", str(files + 5000)]),
-        "xfs": (400 + files // 500, ["mkfs.xfs", "-q", "-i", "maxpct=0"]),
-        "btrfs": (256 + files // 500, ["mkfs.btrfs", "-q"]),
-    }[kind]
+ROOM: Final[dict[str, Callable[[int], tuple[int, tuple[str, ...]]]]] = {
+    "ext4": lambda files: (64 + files // 1500, ("-I", "256", "-N", str(files + 5000))),
+    "xfs": lambda files: (400 + files // 500, ("-i", "maxpct=0")),
+    "btrfs": lambda files: (256 + files // 500, ()),
+}
+"""How many MiB a filesystem needs for so many files, and how it is to be made."""
 
 
 @contextmanager
 def filesystem(place: Path, kind: str, files: int, *options: str) -> Iterator[Path]:
     """A filesystem of this kind that has room for so many files. A file on ramfs cannot be opened by handle."""
-    place.mkdir()
     if kind in {"tmpfs", "ramfs"}:
+        place.mkdir()
         run("mount", "-t", kind, "-o", "nr_inodes=0" if kind == "tmpfs" else "rw", kind, place)
         try:
             yield place
         finally:
             run("umount", place)
         return
-    mebibytes, command = image_command(kind, files)
-    needs(command[0])
+    mebibytes, room = ROOM[kind](files)
     image = place.with_suffix(".image")
-    with open(image, "wb") as file:
-        file.truncate(mebibytes * MIB)
-    run(*command, *options, image)
+    make_image(image, kind, *room, *options, mebibytes=mebibytes)
     try:
         with loop_mount(image, place) as mounted:
             yield mounted
