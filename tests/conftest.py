@@ -15,7 +15,7 @@ import pytest
 
 import program
 from exclfs.host import mounts
-from exclfs.testing import forks
+from exclfs.testing import forks, mounting
 from filesystems import filesystem
 from harness import SANITIZED, Mounted, default_options, mounts_now, server_environment, start
 
@@ -77,7 +77,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What forks the servers is there before the first test looks at what this process has open."""
     if not SANITIZED and any(item.get_closest_marker("mount") for item in session.items):
-        forks.server_of("exclfs.mount", server_environment())
+        for environment in (server_environment(), mounting.server_environment()):
+            forks.server_of("exclfs.mount", environment)
         program.fork_server()
 
 

@@ -312,7 +312,7 @@ def obstacle() -> str | None:
 
 def _serve(settled: mount_options.MountOptions, stderr: Path) -> tuple[Fork, dict[str, Any]]:
     """The server, once it serves, and what it said of itself."""
-    environment = _environment()
+    environment = server_environment()
     forks = fork_server_of("exclfs.mount", environment)
     reading, writing = os.pipe()
     with open(reading, encoding="utf-8") as answers, open(stderr, "wb") as complaints:
@@ -340,7 +340,8 @@ def _serve(settled: mount_options.MountOptions, stderr: Path) -> tuple[Fork, dic
     return server, told
 
 
-def _environment() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
+    """The environment of a server: this one's, with the place from which exclfs was imported."""
     home = str(Path(mount_options.__file__).parents[1])
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     if os.path.basename(home) not in {"site-packages", "dist-packages"}:

@@ -91,7 +91,7 @@ def test_everything_is_found_looked_at_opened_and_forgotten(
     forgotten(mounted)
     after = memory(mounted)
     figure(f"forgotten: {before >> 20}, {most >> 20}, {after >> 20} MiB before, at most, after")
-    assert descriptors(mounted) <= idle + 4, "the control socket may be busy"
+    eventually(lambda: descriptors(mounted) <= idle + 4, "it keeps descriptors of what was forgotten")
     if FULL:
         assert after - before < (most - before) / 4 + (8 << 20)
     again(mounted, most)
