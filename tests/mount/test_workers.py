@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import SANITIZED
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -77,6 +79,7 @@ def switches(mounted: Mounted) -> int:
     return total
 
 
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer has a thread of its own")
 def test_nobody_wakes_up_while_nothing_is_asked(mount: Callable[..., Mounted]) -> None:
     mounted = mount()
     (mounted.path / "file").write_text("")
