@@ -29,6 +29,7 @@ from exclfs.testing.exploration import (
     explore,
 )
 from exclfs.testing.schedules import BadSeed
+from program import logged
 
 
 @pytest.fixture
@@ -439,4 +440,4 @@ def test_a_hold_mends_the_race_of_a_culler(mount) -> None:  # type: ignore[no-un
     done = explore(one_object, [culler, hold_and_use], mount=served, preemptions=1)
     assert done.complete
     assert done.diverged == 0
-    assert mounted.log_lines("refused")
+    logged(mounted, "refused")

@@ -14,6 +14,7 @@ import exclfs
 from exclfs.testing.programs import Program
 from exclfs.testing.seccomp import Listener
 from harness import Mounted, start
+from program import logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def test_a_hold_that_comes_between_the_check_and_the_removal(served: Mounted) ->
                 assert "objects/4f" in culler.communicate()[1]
         assert culler.returncode == 1
     assert os.listdir(objects) == ["4f"]
-    assert served.log_lines("refused")
+    logged(served, "refused")
 
 
 def test_nothing_is_locked_in_the_directory_meanwhile(served: Mounted) -> None:
