@@ -35,15 +35,16 @@ def _obstacle(item: pytest.Item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Takes all descriptors that there are to be had: a test opens a thousand connections. And Ctrl-C ends a program,
-    which a shell has what it starts in the background ignore.
+    """Takes all descriptors that there are to be had: a test opens a thousand connections. And Ctrl-C and Ctrl-\\ end a
+    program, which a shell has what it starts in the background ignore.
 
     EXCLFS_TEST_FILESYSTEM=xfs (…) puts everything that tests make, and so every backing tree, on such a filesystem.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
     stack = ExitStack()
     config.add_cleanup(stack.close)
     if kind := os.environ.get("EXCLFS_TEST_FILESYSTEM"):
