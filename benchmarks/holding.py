@@ -14,7 +14,6 @@ measures the same among all else.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import report
 from backings import tmpfs
+from clients import together
 from document import VERSION, Document, Series, dumps
 from peers import exclfs as exclfs_peer
 from peers import machine
@@ -56,23 +56,19 @@ ELSEWHERE: Final = ("stat, first time", "stat, again", "create", "open and close
 # --- one by one -------------------------------------------------------------------------------------------------------
 
 
-def one_by_one(path: str, count: int) -> None:
-    """Places and releases holds on one inode, one after the other."""
-    with exclfs.connect(path) as client:
+def one_by_one(count: int) -> None:
+    """Places and releases holds on the working directory, one after the other."""
+    with exclfs.connect(".") as client:
         for _ in range(count):
-            client.end(client.hold(path, holder=HOLDER))
+            client.end(client.hold(".", holder=HOLDER))
 
 
 def rate(source: str, mountpoint: str, clients: int) -> float:
     """Pairs per second of several clients together, each a process with an inode of its own."""
     names = [f"held{number}" for number in range(clients)]
     for name in names:
-        with open(os.path.join(source, name), "w"):
-            pass
-    with multiprocessing.get_context("fork").Pool(clients) as pool:
-        began = time.perf_counter()
-        pool.starmap(one_by_one, [(os.path.join(mountpoint, name), PAIRS // clients) for name in names])
-        return PAIRS / (time.perf_counter() - began)
+        os.makedirs(os.path.join(source, name), exist_ok=True)
+    return PAIRS / together([os.path.join(mountpoint, name) for name in names], lambda: one_by_one(PAIRS // clients))
 
 
 def rates(backing: str, source: str, mountpoint: str, rounds: int) -> Series:

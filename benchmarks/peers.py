@@ -49,6 +49,8 @@ class Peer:
                 if subprocess.run(["umount", mountpoint], capture_output=True, check=False).returncode == 0:
                     break
                 time.sleep(0.1)  # a peer may still be releasing files
+            else:
+                subprocess.run(["umount", "--lazy", mountpoint], check=True)
 
 
 def exclfs(name: str = "exclfs", options: str = "log=/dev/null") -> Peer:
