@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
@@ -100,7 +101,7 @@ class Course:
                     continue
                 try:
                     wall, cpu = self._once(row, place, series.clients, f"{turn} {row.name} {series.clients} {name}")
-                except (OSError, ClientFailed) as error:
+                except (OSError, ClientFailed, subprocess.CalledProcessError) as error:
                     series.failed[name] = str(error)
                 else:
                     series.wall[name].append(wall)
