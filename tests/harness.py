@@ -44,6 +44,11 @@ def mounts_now() -> set[bytes]:
     return {mount.mountpoint for mount in mounts.exclfs_mounts()}
 
 
+def children() -> set[str]:
+    """The processes that this one has begun and not waited for."""
+    return {pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+
+
 def default_options() -> dict[str, Any]:
     """What every mount of this run is started with."""
     return dict(json.loads(os.environ.get("EXCLFS_TEST_OPTIONS", "{}")))

@@ -11,6 +11,7 @@ import pytest
 
 from exclfs.cli import mount
 from exclfs.options import MountFailed, MountOptions
+from harness import children
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,9 +88,7 @@ def test_a_server_that_ends_in_silence(start: Start) -> None:
 
 
 def test_no_descriptor_and_no_child_is_left(start: Start) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = os.listdir("/proc/self/fd"), children()
     with pytest.raises(MountFailed):
         start("sys.exit(3)")
-    assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert (os.listdir("/proc/self/fd"), children()) == before
