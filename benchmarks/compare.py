@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 GROUPS: Final = ("metadata", "data", "work", "latency", "own", "holds")
 PROCESSORS: Final = os.cpu_count() or 1
+QUICK_PEERS: Final = (EXCLFS, "exclfs, no passthrough", "bindfs", "passthrough_hp")
 
 
 def main() -> None:
@@ -78,7 +79,11 @@ def keep(document: Document, path: str | None) -> None:
 def parsed() -> argparse.Namespace:
     """The command line; leaves with a line and status 5 if this is not root."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three rounds on tmpfs, of fewer operations")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="three rounds on tmpfs, of fewer operations, with bindfs and passthrough_hp",
+    )
     parser.add_argument("--rounds", type=int, help="default: 11; quick: 3")
     parser.add_argument("--on", action="append", choices=BACKINGS, help="default: all; quick: tmpfs")
     parser.add_argument("--group", action="append", choices=GROUPS, help="default: all")
@@ -92,6 +97,7 @@ def parsed() -> argparse.Namespace:
         parser.exit(5, "benchmarks/compare.py: mounting with passthrough needs root\n")
     quick = arguments.quick
     arguments.rounds = arguments.rounds or (3 if quick else 11)
+    arguments.peer = arguments.peer or (list(QUICK_PEERS) if quick else None)
     arguments.on = arguments.on or (["tmpfs"] if quick else list(BACKINGS))
     arguments.group = arguments.group or list(GROUPS)
     arguments.files = arguments.files or (5_000 if quick else 1_000_000)

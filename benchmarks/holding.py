@@ -1,6 +1,6 @@
 """What holding costs: how fast holds come and go, and what those that stand cost everybody else.
 
-    python benchmarks/holding.py [--rounds N] [--quick] [--standing N] [--json FILE] [--only WORD]
+    python benchmarks/holding.py [--rounds N] [--quick] [--standing N] [--json FILE]
 
 1. Holds that end with their connection, placed and released one by one, by one client and by several.
 2. Operations on other inodes, with no hold and with many standing holds on the same mount.
@@ -63,21 +63,21 @@ def one_by_one(count: int) -> None:
             client.end(client.hold(".", holder=HOLDER))
 
 
-def rate(source: str, mountpoint: str, clients: int) -> float:
+def rate(source: str, mountpoint: str, clients: int, pairs: int) -> float:
     """Pairs per second of several clients together, each a process with an inode of its own."""
     names = [f"held{number}" for number in range(clients)]
     for name in names:
         os.makedirs(os.path.join(source, name), exist_ok=True)
-    return PAIRS / together([os.path.join(mountpoint, name) for name in names], lambda: one_by_one(PAIRS // clients))
+    return pairs / together([os.path.join(mountpoint, name) for name in names], lambda: one_by_one(pairs // clients))
 
 
-def rates(backing: str, source: str, mountpoint: str, rounds: int) -> Series:
+def rates(backing: str, source: str, mountpoint: str, rounds: int, pairs: int) -> Series:
     """Pairs per second by number of clients."""
     found: dict[str, list[float]] = {}
     for turn in range(rounds):
         for clients in shuffled([1, SEVERAL], f"{turn}"):
             told = "one client" if clients == 1 else f"{clients} clients"
-            found.setdefault(told, []).append(rate(source, mountpoint, clients))
+            found.setdefault(told, []).append(rate(source, mountpoint, clients, pairs))
         print(f"one by one: round {turn + 1} of {rounds}", file=sys.stderr)
     return Series("holds", backing, "holds placed and released", 1, "pairs per second", found)
 
@@ -124,7 +124,7 @@ def measured(
 
         plain, again = mounted("plain"), mounted("again")
         nothing = {NOTHING: partial(nullcontext, plain), "nothing, again": partial(nullcontext, again)}
-        yield rates(backing, source, plain.root, max(rounds // 2, 1))
+        yield rates(backing, source, plain.root, max(rounds // 2, 1), PAIRS // 4 if quick else PAIRS)
 
         def compared(
             rows: Sequence[str], states: dict[str, Callable[[], AbstractContextManager[Place]]], where: str = ""
