@@ -26,8 +26,8 @@
  *   module       the Python face
  *
  * Order of locks, outermost first: tree lock > stripe, by address > learning > moving > io lock > key shard > nodeid
- * shard > place lock > budget, mounts. The gates' lock and the leader's are taken alone. None is held while a request waits for a verdict,
- * or stands at a gate.
+ * shard > place lock > budget, mounts. The gates' lock and the leader's are taken alone. None is held while a request
+ * waits for a verdict, or stands at a gate.
  */
 #ifndef EXCLFS_MIRROR_H
 #define EXCLFS_MIRROR_H
@@ -130,11 +130,11 @@ struct leader {
     unsigned followers;  /* that wait until there is no leader; under the lock */
     bool watched;        /* one more looks every tick; under the lock */
     atomic_bool watcher_asleep;
-    atomic_ulong served;                /* requests, at least begun */
-    atomic_uint at_work;                /* workers that serve one */
-    atomic_uint slow;                   /* > 0 while the backing filesystem keeps workers waiting */
-    unsigned enough;                    /* at work at a time, while it does not */
-    uint64_t patience, most_patience;   /* ns for which the leader asks before it sleeps */
+    atomic_ulong served; /* requests, at least begun */
+    atomic_uint at_work; /* workers that serve one */
+    atomic_uint slow;    /* > 0 while the backing filesystem keeps workers waiting */
+    unsigned enough;     /* at work at a time, while it does not */
+    uint64_t patience, most_patience; /* ns for which the leader asks before it sleeps */
 };
 
 enum { LISTINGS = 64 };

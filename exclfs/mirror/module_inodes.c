@@ -6,6 +6,16 @@
 
 /* ---- inodes and words ----------------------------------------------------------------------------------- */
 
+/* The inode of this nodeid, with a reference; NULL, with an exception set, if there is none. */
+static struct inode *inode_named(MirrorObject *self, PyObject *nodeid, struct mirror **mirror) {
+    *mirror = running(self);
+    uint64_t number = *mirror == NULL ? 0 : PyLong_AsUnsignedLongLong(nodeid);
+    if (PyErr_Occurred()) return NULL;
+    struct inode *inode = inode_by_nodeid(*mirror, number);
+    if (inode == NULL) os_error(ESTALE);
+    return inode;
+}
+
 /* Of all views of an inode the policy knows one. */
 static PyObject *inode_tuple(struct inode *view) {
     const struct inode *inode = primary_of(view);
@@ -23,11 +33,9 @@ static struct inode *known_one(struct mirror *mirror, struct inode *view) {
 }
 
 PyObject *Mirror_identify(MirrorObject *self, PyObject *argument) {
-    struct mirror *mirror = running(self);
-    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
-    if (mirror == NULL || PyErr_Occurred()) return NULL;
-    struct inode *inode = inode_by_nodeid(mirror, nodeid);
-    if (inode == NULL) return os_error(ESTALE);
+    struct mirror *mirror;
+    struct inode *inode = inode_named(self, argument, &mirror);
+    if (inode == NULL) return NULL;
     PyObject *result = inode_tuple(inode);
     inode_put(mirror, inode);
     return result;
@@ -51,11 +59,9 @@ PyObject *Mirror_set_word(MirrorObject *self, PyObject *arguments) {
 }
 
 PyObject *Mirror_path(MirrorObject *self, PyObject *argument) {
-    struct mirror *mirror = running(self);
-    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
-    if (mirror == NULL || PyErr_Occurred()) return NULL;
-    struct inode *inode = inode_by_nodeid(mirror, nodeid);
-    if (inode == NULL) return os_error(ESTALE);
+    struct mirror *mirror;
+    struct inode *inode = inode_named(self, argument, &mirror);
+    if (inode == NULL) return NULL;
     char path[PATH_MAX + NAME_MAX];
     struct inode *parent = inode_parent(mirror, inode);
     bool placed = parent != NULL || inode == mirror->root;
@@ -110,11 +116,9 @@ static PyObject *inodes_upwards(struct mirror *mirror, struct inode **inodes, in
 }
 
 PyObject *Mirror_ancestors(MirrorObject *self, PyObject *argument) {
-    struct mirror *mirror = running(self);
-    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
-    if (mirror == NULL || PyErr_Occurred()) return NULL;
-    struct inode *inode = inode_by_nodeid(mirror, nodeid);
-    if (inode == NULL) return os_error(ESTALE);
+    struct mirror *mirror;
+    struct inode *inode = inode_named(self, argument, &mirror);
+    if (inode == NULL) return NULL;
     struct inode **above = calloc(MOST_ABOVE, sizeof *above);
     int number = 0;
     BEGIN_WORK(self)
@@ -170,11 +174,9 @@ PyObject *Mirror_below(MirrorObject *self, PyObject *arguments) {
 enum { MOST_OPENERS = 1024 };
 
 PyObject *Mirror_openers(MirrorObject *self, PyObject *argument) {
-    struct mirror *mirror = running(self);
-    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
-    if (mirror == NULL || PyErr_Occurred()) return NULL;
-    struct inode *inode = inode_by_nodeid(mirror, nodeid);
-    if (inode == NULL) return os_error(ESTALE);
+    struct mirror *mirror;
+    struct inode *inode = inode_named(self, argument, &mirror);
+    if (inode == NULL) return NULL;
     struct opener *openers = calloc(MOST_OPENERS, sizeof *openers);
     size_t number = openers == NULL ? 0 : openers_of(mirror, inode, openers, MOST_OPENERS);
     inode_put(mirror, inode);
@@ -193,11 +195,9 @@ PyObject *Mirror_openers(MirrorObject *self, PyObject *argument) {
 /* ---- identity ------------------------------------------------------------------------------------------- */
 
 PyObject *Mirror_identity(MirrorObject *self, PyObject *argument) {
-    struct mirror *mirror = running(self);
-    uint64_t nodeid = PyLong_AsUnsignedLongLong(argument);
-    if (mirror == NULL || PyErr_Occurred()) return NULL;
-    struct inode *inode = inode_by_nodeid(mirror, nodeid);
-    if (inode == NULL) return os_error(ESTALE);
+    struct mirror *mirror;
+    struct inode *inode = inode_named(self, argument, &mirror);
+    if (inode == NULL) return NULL;
     struct identity identity;
     identity_of(mirror, primary_of(inode), &identity);
     inode_put(mirror, inode);

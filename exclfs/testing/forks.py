@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -24,6 +25,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from selectors import EVENT_READ, DefaultSelector
 from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
@@ -102,6 +104,7 @@ class ForkServer:
         self._module = module
         self._environment = dict(environment)
         self._owner = os.getpid()
+        self._asking = threading.Lock()  # each gets the answer to what it asked
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -149,26 +152,26 @@ class ForkServer:
         Raises:
             OSError: the fork server has ended.
         """
+        wanted = {
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "cwd": cwd,
+            "new_session": new_session,
+        }
         told, telling = os.pipe()
         try:
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            wanted = {
-                "arguments": list(arguments),
-                "environment": dict(environment),
-                "cwd": cwd,
-                "new_session": new_session,
-            }
-            streams = [stream if isinstance(stream, int) else stream.fileno() for stream in (stdout, stderr)]
-            descriptors = [nothing, *streams, telling, *([] if passed is None else [passed])]
-            socket.send_fds(self._end, [json.dumps(wanted).encode()], descriptors)
-            answer, pidfds, _, _ = socket.recv_fds(self._end, 64, 1, socket.MSG_CMSG_CLOEXEC)
+            with open(os.devnull, "rb") as nothing:
+                streams = [stream if isinstance(stream, int) else stream.fileno() for stream in (stdout, stderr)]
+                descriptors = [nothing.fileno(), *streams, telling, *([] if passed is None else [passed])]
+                with self._asking:
+                    socket.send_fds(self._end, [json.dumps(wanted).encode()], descriptors)
+                    answer, pidfds, _, _ = socket.recv_fds(self._end, 64, 1, socket.MSG_CMSG_CLOEXEC)
             if not answer:
-                raise BrokenPipeError("the fork server has ended")
+                raise BrokenPipeError(errno.EPIPE, "the fork server has ended")
         except BaseException:
             os.close(told)
             raise
         finally:
-            os.close(nothing)
             os.close(telling)
         return Fork(arguments, int(answer), pidfds[0], told)
 
