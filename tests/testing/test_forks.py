@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +104,31 @@ def test_a_signal_reaches_it_and_nobody_else_afterwards(server: ForkServer, tmp_
     sleeping.kill()  # there is nobody any more
 
 
-def test_each_of_several_threads_gets_what_it_asked_for(server: ForkServer, tmp_path: Path) -> None:
+def test_each_of_several_threads_gets_what_it_asked_for(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to ask is held up before it reads its answer, for as long as another could take that."""
+    receive, first = socket.recv_fds, threading.Event()
+
+    def late(*arguments: Any) -> Any:
+        if not first.is_set():
+            first.set()
+            time.sleep(0.3)
+        return receive(*arguments)
+
+    monkeypatch.setattr(socket, "recv_fds", late)
+
     def one(number: int) -> bool:
         with open(os.devnull, "wb") as nothing:
             made = server.fork(("end", str(number)), environment=environment(tmp_path), stdout=nothing, stderr=nothing)
         return made.wait() == number
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(one, range(200)))
+    with ThreadPoolExecutor(2) as pool:
+        one_first = pool.submit(one, 1)
+        first.wait()
+        other = pool.submit(one, 2)
+        assert other.result()
+        assert one_first.result()
 
 
 def test_nothing_is_left_open(server: ForkServer, tmp_path: Path) -> None:
