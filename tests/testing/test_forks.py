@@ -32,6 +32,8 @@ def main():
             print(json.dumps(["look", os.getcwd(), os.environ.get("COLOUR"), opened]))
         case "write":
             os.write(int(sys.argv[-1]), sys.argv[2].encode())
+        case "pid":
+            os.write(int(sys.argv[-1]), str(os.getpid()).encode())
         case "end":
             return int(sys.argv[2])
         case "exit":
@@ -118,17 +120,21 @@ def test_each_of_several_threads_gets_what_it_asked_for(
 
     monkeypatch.setattr(socket, "recv_fds", late)
 
-    def one(number: int) -> bool:
-        with open(os.devnull, "wb") as nothing:
-            made = server.fork(("end", str(number)), environment=environment(tmp_path), stdout=nothing, stderr=nothing)
-        return made.wait() == number
+    def is_the_one_that_was_asked_for() -> bool:
+        reading, writing = os.pipe()
+        with open(reading) as told, open(os.devnull, "wb") as nothing:
+            made = server.fork(
+                ["pid"], environment=environment(tmp_path), stdout=nothing, stderr=nothing, passed=writing
+            )
+            os.close(writing)
+            return made.wait() == 0 and told.read() == str(made.pid)
 
     with ThreadPoolExecutor(2) as pool:
-        one_first = pool.submit(one, 1)
+        one = pool.submit(is_the_one_that_was_asked_for)
         first.wait()
-        other = pool.submit(one, 2)
+        other = pool.submit(is_the_one_that_was_asked_for)
+        assert one.result()
         assert other.result()
-        assert one_first.result()
 
 
 def test_nothing_is_left_open(server: ForkServer, tmp_path: Path) -> None:
