@@ -1,4 +1,4 @@
-"""The Python client on a real mount: what `with exclfs.hold(path)` promises, from threads, forks, trio, and Varlink."""
+"""The Python client on a real mount: what `with exclfs.hold(path)` promises, from threads and forks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -549,88 +549,3 @@ def test_what_the_page_shows_runs(mount: Callable[..., Mounted]) -> None:
     code = shown.replace("/mnt/cache", str(made.root)).replace("    shutil.rmtree(", "    shutil.os.listdir(")
     assert str(made.root) in code
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
-
-
-# --- trio ------------------------------------------------------------------------------------------------------------
-
-
-async def test_on_trio(mounted: Mounted) -> None:
-    mounted.expect("refused")
-    path = mounted.setup("directory")
-    async with trio_client.hold(path, holder="us", reason="because") as hold:
-        refused(path)
-        async with await trio_client.connect(path) as client:
-            assert [one.id for one in await client.holds(path)] == [hold.id]
-            with pytest.raises(exclfs.Held) as caught:
-                await client.hold(path)
-            assert caught.value.hold.id == hold.id
-            assert (await client.why(path)).blocked
-            assert (await client.status()).pid == mounted.process.pid
-    path.rmdir()
-
-
-async def test_on_trio_a_cancelled_block_holds_nothing(mounted: Mounted) -> None:
-    path = mounted.setup("directory")
-    async with trio.open_nursery() as nursery:
-
-        async def stay(task_status: trio.TaskStatus[None]) -> None:
-            async with trio_client.hold(path):
-                task_status.started()
-                await trio.sleep_forever()
-
-        await nursery.start(stay)
-        assert exclfs.inuse(path)
-        nursery.cancel_scope.cancel()
-    path.rmdir()
-
-
-async def test_on_trio_many_at_once(mounted: Mounted) -> None:
-    paths = [mounted.setup(f"directory{number}") for number in range(50)]
-
-    async def work(path: Path) -> None:
-        async with trio_client.hold(path):
-            assert exclfs.inuse(path)
-
-    async with trio.open_nursery() as nursery:
-        for path in paths:
-            nursery.start_soon(work, path)
-    for path in paths:
-        path.rmdir()
-
-
-# --- any language ----------------------------------------------------------------------------------------------------
-
-
-def test_a_varlink_client_that_is_not_ours(mounted: Mounted) -> None:
-    varlink: Any = pytest.importorskip("varlink")
-    path = mounted.setup("directory")
-    address = "unix:" + os.getxattr(path, "user.exclfs.socket").decode()
-    relative = str(path.relative_to(mounted.root))
-    with varlink.Client(address) as client:
-        assert "org.exclfs" in client.get_interfaces()
-        with client.open("org.varlink.service") as service:
-            assert service.GetInfo()["product"] == "exclfs"
-            assert "method Hold" in service.GetInterfaceDescription("org.exclfs")["description"]
-        with client.open("org.exclfs") as ours:
-            assert ours.Status()["status"]["mountpoint"] == str(mounted.root)
-            (told,) = ours.Hold(objects=[{"path": relative}], flags=["NO_REMOVE"], holder="them", reason="")["holds"]
-            assert told["path"] == str(path)
-            mounted.expect("refused")
-            refused(path)
-            assert ours.Why(object={"path": relative})["blocked"]
-            with pytest.raises(varlink.VarlinkError, match="NoSuchHold"):
-                ours.Release(ids=["h999999"])
-            (renewable,) = ours.Hold(
-                objects=[{"path": relative}], flags=["PIN_PATH"], holder="them", reason="", lifetime={"ttl": 60}, wait=1
-            )["holds"]
-            (renewed,) = ours.Renew(ids=[renewable["id"]], ttl=3600)["holds"]
-            assert renewed["ends"][0]["kind"] == "time"
-            assert renewed["ends"][0]["at"] > renewable["ends"][0]["at"]
-            assert ours.Mode()["mode"] == "enforce"
-            ours.Release(ids=[told["id"], renewed["id"]])
-            told_of = ours.Events(object={"path": relative}, _more=True)
-            assert next(told_of).get("event") is None
-            with exclfs.hold(path) as hold:
-                assert next(told_of)["event"]["hold"]["id"] == hold.id
-    mounted.expect("unlock_bad")
-    path.rmdir()
