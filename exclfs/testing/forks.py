@@ -124,8 +124,16 @@ class ForkServer:
 
     def serves(self, environment: Mapping[str, str]) -> bool:
         """Whether it can fork, for this process, programs with this environment."""
-        ours = self._owner == os.getpid() and self._process.poll() is None
-        return ours and _at_start(environment) == _at_start(self._environment)
+        alike = _at_start(environment) == _at_start(self._environment)
+        return alike and self._owner == os.getpid() and not self._has_hung_up()
+
+    def _has_hung_up(self) -> bool:
+        """Whether it has ended, as who asks it to fork would notice: its end of the socket is closed."""
+        if self._end.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._end, 0)
+        return bool(poll.poll(0))
 
     def fork(
         self,
@@ -191,9 +199,13 @@ def server_of(module: str, environment: Mapping[str, str]) -> ForkServer:
     It ends with this process, and not before: it alone hears how its programs end.
     """
     key = module, frozenset(_at_start(environment).items())
-    if key not in _servers or not _servers[key].serves(environment):
-        _servers[key] = ForkServer(module, environment)
-    return _servers[key]
+    found = _servers.get(key)
+    if found is not None and not found.serves(environment):
+        found.close()  # it has been killed, or is that of the process from which this one was forked
+        found = None
+    if found is None:
+        found = _servers[key] = ForkServer(module, environment)
+    return found
 
 
 @atexit.register

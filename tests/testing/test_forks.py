@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from exclfs.testing.forks import ROOM, Fork, ForkServer
+from exclfs.testing.forks import ROOM, Fork, ForkServer, server_of
 from program import wait_for_exit
 
 if TYPE_CHECKING:
@@ -154,6 +154,19 @@ def test_one_that_has_ended_forks_nothing_and_says_so(server: ForkServer, tmp_pa
     wait_for_exit(pidfd)
     os.close(pidfd)
     assert sleeping.wait() == 255, "nobody knows how it ended"
+
+
+def test_one_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "program_of_a_test.py").write_text(PROGRAM)
+    first = server_of("program_of_a_test", environment(tmp_path))
+    assert server_of("program_of_a_test", environment(tmp_path)) is first
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(OSError, match=r"fork server has ended|Broken pipe|Connection reset"):
+        fork(first, tmp_path, "end", "0")
+    second = server_of("program_of_a_test", environment(tmp_path))
+    assert fork(second, tmp_path, "end", "3").wait() == 3
+    second.close()
+    assert not second.serves(environment(tmp_path))
 
 
 def test_it_serves_only_who_would_start_alike(server: ForkServer, tmp_path: Path) -> None:
