@@ -32,7 +32,7 @@ from exclfs.holds.errors import NotKept
 from exclfs.holds.lifetime import Connection
 from exclfs.holds.mode import Mode, OpenFiles
 from exclfs.holds.registry import Registry
-from exclfs.host import mounts, places, processes
+from exclfs.host import idle, mounts, places, processes
 from exclfs.keeper import Keeper
 from exclfs.keeper.clock import boottime
 from exclfs.mirror import ROOT, Mirror, channel, fuse_handle
@@ -111,6 +111,9 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool, parent:
     stack.callback(os.close, source)
     questions = session.Channel()
     stack.callback(questions.close)
+    latency = _latency_device(settled.idle_poll)
+    if latency is not None:
+        stack.callback(os.close, latency)
     device = _mount(settled)
     stack.callback(os.close, device)
     try:
@@ -131,6 +134,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool, parent:
             opens=max((most_open - 2 * budget) // 2, 1),
             gates=settled.gates,
             mounted=_mount_at(settled.mountpoint).st_dev,
+            cpu_latency=-1 if latency is None else latency,
         )
         stack.callback(mirror.stop)
         state = _open_state(settled, mirror)
@@ -378,6 +382,18 @@ def _raise_descriptor_limit() -> int:
 
 def _threads() -> int:
     return max(LEAST_THREADS, 2 * len(os.sched_getaffinity(0)))
+
+
+def _latency_device(wanted: bool | None) -> int | None:
+    """What keeps processors from halting; without a wish (None) only where that is worth it, and may fail."""
+    if wanted is False or (wanted is None and not idle.is_worth_polling()):
+        return None
+    try:
+        return idle.open_latency_device()
+    except OSError:
+        if wanted:
+            raise
+        return None
 
 
 def _mount_at(mountpoint: str) -> Mount:

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 from exclfs import durations
 from exclfs.holds.limits import MAX_REASON, Limits
 from exclfs.holds.mode import Mode, OpenFiles
-from exclfs.host import mounts
+from exclfs.host import idle, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -66,6 +66,8 @@ class MountOptions:
     """Root and the mount's owner can stop requests, for tests (exclfs.testing)."""
     passthrough: bool = True
     """Let the kernel read and write the backing files itself where it can."""
+    idle_poll: bool | None = None
+    """Keep processors from halting while requests come one after the other; None: where that costs little."""
     decision_timeout: float = 10.0
     """Seconds after which a removal without a verdict is refused."""
     threads: int | None = None
@@ -303,6 +305,8 @@ _SWITCHES: Final[dict[str, tuple[str, bool]]] = {
     "nogates": ("gates", False),
     "passthrough": ("passthrough", True),
     "nopassthrough": ("passthrough", False),
+    "idle_poll": ("idle_poll", True),
+    "noidle_poll": ("idle_poll", False),
 }
 
 
@@ -394,6 +398,8 @@ def check(options: MountOptions) -> MountOptions:
         raise Nested(source, mountpoint, mountpoint)
     if options.allow_other and os.geteuid() != 0 and not _user_allow_other():
         raise NotAllowed(f"allow_other needs the line user_allow_other in {FUSE_CONF}")
+    if options.idle_poll and not os.access(idle.LATENCY_DEVICE, os.W_OK):
+        raise NotAllowed(f"idle_poll writes to {idle.LATENCY_DEVICE}, which you cannot or which is not there")
     settled = evolve(
         options,
         source=source,

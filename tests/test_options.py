@@ -10,7 +10,7 @@ import cattrs
 import pytest
 
 from exclfs import options
-from exclfs.host import mounts
+from exclfs.host import idle, mounts
 from exclfs.options import (
     AlreadyMounted,
     BadOption,
@@ -53,6 +53,8 @@ def test_without_options_root_shares_the_mount_and_others_do_not() -> None:
         ("ask_always", "ask_always", True),
         ("nopassthrough", "passthrough", False),
         ("nopassthrough,passthrough", "passthrough", True),
+        ("idle_poll", "idle_poll", True),
+        ("idle_poll,noidle_poll", "idle_poll", False),
         ("threads=4", "threads", 4),
         ("fsname=my cache", "fsname", "my cache"),
         (r"fsname=a\,b,ro", "fsname", "a,b"),
@@ -311,6 +313,15 @@ def test_allow_other_needs_leave(
     else:
         with pytest.raises(NotAllowed, match="user_allow_other"):
             check(asked)
+
+
+def test_who_cannot_keep_processors_from_halting_is_told(
+    source: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "LATENCY_DEVICE", "/dev/no-such-device")
+    assert check(MountOptions(str(source), str(mountpoint))).idle_poll is None
+    with pytest.raises(NotAllowed, match="/dev/no-such-device"):
+        check(MountOptions(str(source), str(mountpoint), idle_poll=True))
 
 
 def test_without_fuse_it_says_so(source: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

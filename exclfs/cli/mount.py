@@ -51,7 +51,8 @@ def mount(
     Options for -o, separated by commas: allow_other, noallow_other, ro, nosuid, nodev, noexec, noatime and the like of
     mount(8); mode=MODE, hold_open=WHOSE, state=FILE, log=WHERE, log_format=FORMAT; holders=GROUP, and for each user
     max_holds=N, max_reason=BYTES, max_ttl=DUR, max_connections=N; entry_timeout=SECONDS, attr_timeout=SECONDS,
-    negative_timeout=SECONDS, decision_timeout=SECONDS, threads=N, fsname=NAME, nopassthrough, ask_always, gates.
+    negative_timeout=SECONDS, decision_timeout=SECONDS, threads=N, fsname=NAME, nopassthrough, idle_poll,
+    noidle_poll, ask_always, gates.
 
     Parameters
     ----------

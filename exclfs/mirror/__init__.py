@@ -96,6 +96,8 @@ class Mirror:
         hold_open: whose open files count against removals by other processes.
         opens: how many descriptors open files and directories may have; 0 if only the system limits them.
         gates: requests can be stopped; see `sightings`.
+        cpu_latency: descriptor of /dev/cpu_dma_latency, for writing: no processor halts while requests come one after
+            the other. -1 for none. Stays the caller's.
         mounted: st_dev of the mount that is served, which is never entered: inside the tree it is a loop (ELOOP).
 
     Raises:
@@ -121,6 +123,7 @@ class Mirror:
         opens: int = 0,
         gates: bool = False,
         mounted: int = 0,
+        cpu_latency: int = -1,
     ) -> None:
         self.descriptor_budget: Final = descriptors
         self._mirror = _mirror.Mirror(
@@ -140,6 +143,7 @@ class Mirror:
             opens=opens,
             gates=gates,
             mounted=mounted,
+            cpu_latency=cpu_latency,
         )
         self.sightings: Final = Sightings(self._mirror)
 

@@ -166,10 +166,18 @@ static ssize_t read_patiently(struct worker *worker) {
     ssize_t size;
     while ((size = read(mirror->device, worker->in, MESSAGE_MAX)) < 0 && errno == EAGAIN) {
         if (at - began < leader->patience) at = now();
-        else if (wait_for_something(mirror, -1) < 0) return -1;
+        else {
+            int came = wait_for_something(mirror, idle_moment(mirror));
+            if (came < 0) return -1;
+            if (came == 0) idle_halts(mirror);
+        }
     }
     worker->began = now();
-    if (worker->began - began < leader->most_patience) leader->patience = leader->most_patience;
+    uint64_t waited = worker->began - began;
+    /* If this was the last, nobody is left to find out that nothing more is asked. */
+    if (atomic_load(&leader->at_work) + 1 >= atomic_load(&mirror->workers)) idle_halts(mirror);
+    else idle_ends(mirror, waited);
+    if (waited < leader->most_patience) leader->patience = leader->most_patience;
     else leader->patience = leader->patience > MICROSECOND ? leader->patience / 2 : 0;
     return size;
 }

@@ -4,6 +4,7 @@
  *   mirror       one tree: what it is made of
  *   channel      /dev/fuse: the session, its workers, replies
  *   leader       which worker reads the next request
+ *   idle         what processors do meanwhile
  *   request      a message of the kernel, taken apart and checked
  *   operations   which function answers which opcode
  *   entries attributes xattrs files directories removals    the operations
@@ -97,6 +98,7 @@ struct settings {
     bool privileged; /* root: may act as the requester, may open by handle */
     enum open_files hold_open; /* whose open files count against removals */
     bool gates; /* requests can be stopped */
+    int cpu_latency; /* of /dev/cpu_dma_latency, for writing; -1: processors halt whenever they want to */
     dev_t mounted;             /* st_dev of the mount that is served: never to be entered; 0 if there is none */
 };
 
@@ -135,6 +137,12 @@ struct leader {
     atomic_uint slow;    /* > 0 while the backing filesystem keeps workers waiting */
     unsigned enough;     /* at work at a time, while it does not */
     uint64_t patience, most_patience; /* ns for which the leader asks before it sleeps */
+};
+
+/* Whether processors poll for the next request (idle.c): the leader's. */
+struct idle {
+    bool polls;
+    unsigned in_a_row; /* requests that came soon after the one before */
 };
 
 enum { LISTINGS = 64 };
@@ -188,6 +196,7 @@ struct mirror {
         size_t kept_number;
     } mounts;
     struct leader leader;
+    struct idle idle;
     struct nested *nested; /* the devices of the tree other than the root's */
     struct inode_table table;
     struct inode *root;
@@ -265,6 +274,11 @@ void leader_served(struct worker *worker);   /* what leader_read gave has been s
 void leader_leaves(struct worker *worker);   /* if it was this one */
 void leader_relieve(struct mirror *mirror);  /* somebody else reads, if the leader serves a request */
 void leader_end(struct mirror *mirror);      /* wakes all who follow: the mirror has ended */
+
+/* idle.c */
+void idle_ends(struct mirror *mirror, uint64_t waited); /* ns after which a request came */
+void idle_halts(struct mirror *mirror);                 /* processors may halt again */
+int idle_moment(const struct mirror *mirror); /* ms without a request after which they shall; -1: they may already */
 
 /* A window that a lock closes, widened on purpose in a test build. */
 static inline void window(void) {

@@ -21,7 +21,7 @@ static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywor
     static char *names[] = {"source",     "device",       "channel",          "entry_timeout",    "attr_timeout",
                             "negative_timeout", "decision_timeout", "threads",    "descriptors",      "passthrough",
                             "ask_always", "privileged",   "hold_open",        "opens",            "gates",
-                            "mounted",    NULL};
+                            "mounted",    "cpu_latency",  NULL};
     int source, device, channel, passthrough, ask_always, privileged, hold_open, gates;
     unsigned long long mounted;
     struct settings settings;
@@ -29,10 +29,11 @@ static int Mirror_init(MirrorObject *self, PyObject *arguments, PyObject *keywor
         PyErr_SetString(PyExc_ValueError, "a mirror is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$ddddIIpppiIpK", names, &source, &device, &channel,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iii$ddddIIpppiIpKi", names, &source, &device, &channel,
                                      &settings.entry_timeout, &settings.attr_timeout, &settings.negative_timeout,
                                      &settings.decision_timeout, &settings.threads, &settings.descriptors, &passthrough,
-                                     &ask_always, &privileged, &hold_open, &settings.opens, &gates, &mounted))
+                                     &ask_always, &privileged, &hold_open, &settings.opens, &gates, &mounted,
+                                     &settings.cpu_latency))
         return -1;
     settings.passthrough = passthrough;
     settings.ask_always = ask_always;

@@ -6,44 +6,24 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from exclfs.host.idle import LATENCY_DEVICE
 from harness import SANITIZED
+from leases import is_waited_for, leased
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from harness import Mounted
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.kinds]
 
 OPEN_TO_WRITE = "import os, sys; os.close(os.open(sys.argv[1], os.O_WRONLY)); print('opened')"
-
-
-@contextmanager
-def leased(path: Path) -> Iterator[None]:
-    """Whoever opens this file, the server too, has to wait until the lease is given back (fcntl(2), F_SETLEASE)."""
-    ignored = "import fcntl, os, signal, sys; signal.signal(signal.SIGIO, signal.SIG_IGN)\n"
-    lease = "fd = os.open(sys.argv[1], os.O_RDWR); fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK); print(); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", ignored + lease, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        try:
-            yield
-        finally:
-            holder.communicate(b"\n")
-
-
-def is_waited_for(path: Path) -> bool:
-    """Whether somebody waits for the lease of this file."""
-    locks = Path("/proc/locks").read_text().splitlines()
-    return any(f":{path.stat().st_ino} " in lock and "BREAKING" in lock for lock in locks)
 
 
 @pytest.mark.parametrize("threads", [2, 4])
@@ -68,6 +48,15 @@ def test_while_all_workers_but_one_are_kept_the_last_serves(mount: Callable[...,
         assert all(process.poll() is None for process in waiting)
     for process in waiting:
         assert process.communicate()[0] == b"opened\n"
+
+
+@pytest.mark.parametrize(("wanted", "opened"), [(True, 1), (False, 0)])
+def test_only_who_may_keep_processors_from_halting_has_what_it_takes(
+    mount: Callable[..., Mounted], wanted: bool, opened: int
+) -> None:
+    mounted = mount(idle_poll=wanted)
+    descriptors = Path(f"/proc/{mounted.process.pid}/fd").iterdir()
+    assert [os.readlink(descriptor) for descriptor in descriptors].count(LATENCY_DEVICE) == opened
 
 
 def switches(mounted: Mounted) -> int:
