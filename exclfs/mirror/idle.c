@@ -14,7 +14,7 @@
  */
 #include "mirror.h"
 
-enum { SOON = 200000 /* ns */, ENOUGH = 32 /* requests */, MOMENT = 5 /* ms */ };
+enum { SOON = 200000 /* ns */, ENOUGH = 8 /* requests */, MOMENT = 5 /* ms */ };
 enum { NO_TIME = 0, ANY_TIME = 2000000000 /* PM_QOS_CPU_LATENCY_DEFAULT_VALUE */ };
 
 static void allow(struct mirror *mirror, int32_t microseconds) {
