@@ -14,12 +14,12 @@ import sys
 from typing import Final
 
 from attrs import frozen
-from document import BINDFS, EXCLFS, Document, Series, loads
+from document import BINDFS, EXCLFS, VARIANTS, Document, Series, loads
 from ratios import Ratio
 
 TOLERANCE: Final = 0.10
 ACCEPTED: Final = "benchmarks/accepted.json"
-OURS: Final = (EXCLFS, "exclfs, no passthrough")
+OURS: Final = (EXCLFS, *VARIANTS.values())
 
 
 @frozen
@@ -28,7 +28,7 @@ class Fall:
 
     Args:
         row: its name.
-        which: exclfs, or exclfs without passthrough.
+        which: exclfs, or exclfs mounted otherwise.
         before: its ratio to bindfs as accepted.
         now: and as it is.
     """

@@ -24,7 +24,7 @@ import own
 import report
 import work
 from backings import BACKINGS
-from document import BACKING, EXCLFS, VERSION, Document, Series, dumps
+from document import BACKING, BINDFS, EXCLFS, VARIANTS, VERSION, Document, Series, dumps
 from peers import available, install, machine
 from rich.console import Console
 from rounds import Course, Place, standing
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 GROUPS: Final = ("metadata", "data", "work", "latency", "own", "holds")
 PROCESSORS: Final = os.cpu_count() or 1
-QUICK_PEERS: Final = (EXCLFS, "exclfs, no passthrough", "bindfs", "passthrough_hp")
+QUICK_PEERS: Final = (EXCLFS, *VARIANTS.values(), BINDFS, "passthrough_hp")
 
 
 def main() -> None:

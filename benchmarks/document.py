@@ -21,6 +21,8 @@ VERSION: Final = 1
 BACKING: Final = "backing tree"
 BINDFS: Final = "bindfs"
 EXCLFS: Final = "exclfs"
+VARIANTS: Final = {option: f"{EXCLFS}, {option}" for option in ("nopassthrough", "noidle_poll")}
+"""What exclfs is called where it is mounted with this option."""
 SECONDS: Final = "seconds"
 """The unit of most rows: seconds per operation."""
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
+from document import VARIANTS
 from sources import CACHE, Unreachable, source_package
 
 if TYPE_CHECKING:
@@ -73,11 +74,11 @@ def install() -> None:
 
 def available() -> list[Peer]:
     """exclfs and every peer that is here; libfuse's examples are compiled on the spot."""
-    peers = [exclfs(), exclfs("exclfs, no passthrough", "log=/dev/null,nopassthrough")]
+    peers = [exclfs(), *(exclfs(name, f"log=/dev/null,{option}") for option, name in VARIANTS.items())]
     if shutil.which("bindfs"):
         peers.append(Peer("bindfs", ("bindfs", "{src}", "{mnt}")))
     if shutil.which("mergerfs"):
-        peers.append(Peer("mergerfs", ("mergerfs", "{src}", "{mnt}")))
+        peers.append(Peer("mergerfs", ("mergerfs", "-o", "minfreespace=0", "{src}", "{mnt}")))
     if low_level := _compiled("passthrough_ll", PASSTHROUGH_LL, "cc"):
         options = "source={src},cache=auto,xattr,allow_other,default_permissions"
         peers.append(Peer("passthrough_ll", (low_level, "-o", options, "{mnt}")))
@@ -114,6 +115,7 @@ def machine() -> dict[str, str]:
     return {
         "kernel": os.uname().release,
         "processors": f"{os.cpu_count()} × {models[0] if models else os.uname().machine}",
+        "idle driver": _idle_driver(),
         "memory": f"{kibibytes / (1 << 20):.0f} GiB",
         "Python": sys.version.split()[0],
         "bindfs": _version("bindfs", "--version"),
@@ -121,6 +123,14 @@ def machine() -> dict[str, str]:
         "libfuse": _version("pkg-config", "--modversion", "fuse3"),
         "exclfs": _version("git", "-C", os.path.dirname(CACHE), "describe", "--always", "--dirty"),
     }
+
+
+def _idle_driver() -> str:
+    try:
+        with open("/sys/devices/system/cpu/cpuidle/current_driver") as file:
+            return file.read().strip()
+    except OSError:
+        return "none"
 
 
 def _version(*command: str) -> str:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 COLOURS: Final = {
     EXCLFS: "#0b6e4f",
-    "exclfs, no passthrough": "#6bbf9d",
+    "exclfs, nopassthrough": "#6bbf9d",
+    "exclfs, noidle_poll": "#b5d99c",
     BINDFS: "#333333",
     "mergerfs": "#b07aa1",
     "passthrough_ll": "#e1812c",

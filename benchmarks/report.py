@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import plot
-from document import BACKING, BINDFS, EXCLFS, SECONDS, Document, Series, loads, together
+from document import BACKING, BINDFS, EXCLFS, SECONDS, VARIANTS, Document, Series, loads, together
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ DOCS: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 PAGE: Final = os.path.join(DOCS, "performance.md")
 BEGIN: Final = "<!-- made by make bench: begin -->"
 END: Final = "<!-- made by make bench: end -->"
-PLAIN: Final = "exclfs, no passthrough"
 RIVALS: Final = (BINDFS, "passthrough_hp", "passthrough_ll", "mergerfs", BACKING)
 TITLES: Final = {
     "metadata": "Metadata",
@@ -77,13 +76,13 @@ def beside_rivals(series: list[Series]) -> tuple[list[str], list[list[str]]]:
     """The backing tree's time, then exclfs in times of everything else; CPU of the servers, µs per operation."""
     rivals = [name for name in RIVALS if any(name in each.wall or name in each.failed for each in series)]
     servers = [EXCLFS, *(name for name in rivals if name in (BINDFS, "passthrough_hp"))]
-    heading = ["operation", "backing tree, µs", *(f"/ {name}" for name in rivals), "no passthrough / bindfs"]
-    heading += [f"CPU of {name}" for name in servers]
+    heading = ["operation", "backing tree, µs", *(f"/ {name}" for name in rivals)]
+    heading += [*(f"{option} / bindfs" for option in VARIANTS), *(f"CPU of {name}" for name in servers)]
     lines = []
     for each in series:
         line = [called(each), micro(each.median(BACKING))]
         line += [failed(each, name) or str(each.ratio(EXCLFS, name) or "") for name in rivals]
-        line.append(str(each.ratio(PLAIN, BINDFS) or ""))
+        line += [str(each.ratio(name, BINDFS) or "") for name in VARIANTS.values()]
         line += [micro(each.cpu_median(name)) for name in servers]
         lines.append(line)
     return heading, lines
