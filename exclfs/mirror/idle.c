@@ -14,7 +14,7 @@
  */
 #include "mirror.h"
 
-enum { SOON = 200000 /* ns */, ENOUGH = 8 /* requests */, MOMENT = 5 /* ms */ };
+enum { SOON = 200000 /* ns */, ENOUGH = 4 /* requests */, MOMENT = 5 /* ms */ };
 enum { NO_TIME = 0, ANY_TIME = 2000000000 /* PM_QOS_CPU_LATENCY_DEFAULT_VALUE */ };
 
 static void allow(struct mirror *mirror, int32_t microseconds) {
@@ -25,11 +25,16 @@ static void allow(struct mirror *mirror, int32_t microseconds) {
     if (write(mirror->settings.cpu_latency, &microseconds, sizeof microseconds) < 0) idle->polls = false;
 }
 
+/* Not as soon as a request has come, for to tell the kernel wakes all that have halted: whoever waits for the answer to
+ * the one before has been woken by it. */
+void idle_begins(struct mirror *mirror) {
+    if (mirror->idle.in_a_row >= ENOUGH) allow(mirror, NO_TIME);
+}
+
 void idle_ends(struct mirror *mirror, uint64_t waited) {
     struct idle *idle = &mirror->idle;
     if (mirror->settings.cpu_latency < 0 || idle->polls) return;
     idle->in_a_row = waited < SOON ? idle->in_a_row + 1 : 0;
-    if (idle->in_a_row == ENOUGH) allow(mirror, NO_TIME);
 }
 
 void idle_halts(struct mirror *mirror) {

@@ -162,6 +162,7 @@ static int wait_for_something(const struct mirror *mirror, int milliseconds) {
 static ssize_t read_patiently(struct worker *worker) {
     struct mirror *mirror = worker->mirror;
     struct leader *leader = &mirror->leader;
+    idle_begins(mirror);
     uint64_t began = now(), at = began;
     ssize_t size;
     while ((size = read(mirror->device, worker->in, MESSAGE_MAX)) < 0 && errno == EAGAIN) {

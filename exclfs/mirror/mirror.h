@@ -276,7 +276,8 @@ void leader_relieve(struct mirror *mirror);  /* somebody else reads, if the lead
 void leader_end(struct mirror *mirror);      /* wakes all who follow: the mirror has ended */
 
 /* idle.c */
-void idle_ends(struct mirror *mirror, uint64_t waited); /* ns after which a request came */
+void idle_begins(struct mirror *mirror);                /* the leader has nothing to do */
+void idle_ends(struct mirror *mirror, uint64_t waited); /* a request came, after so many ns */
 void idle_halts(struct mirror *mirror);                 /* processors may halt again */
 int idle_moment(const struct mirror *mirror); /* ms without a request after which they shall; -1: they may already */
 
