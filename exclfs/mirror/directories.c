@@ -14,7 +14,7 @@
 
 #include <dirent.h>
 
-enum { FIRST_FEW = 16, MISSED_ENOUGH = 32, MISSED_MOST = 64 }; /* entries; lookups; lookups */
+enum { FIRST_FEW = 8, MISSED_ENOUGH = 32, MISSED_MOST = 64 }; /* entries; lookups; lookups */
 
 struct open_directory {
     struct inode *inode;

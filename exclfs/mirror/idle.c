@@ -38,6 +38,7 @@ void idle_ends(struct mirror *mirror, uint64_t waited) {
 }
 
 void idle_halts(struct mirror *mirror) {
+    mirror->idle.in_a_row = 0;
     if (mirror->idle.polls) allow(mirror, ANY_TIME);
 }
 

@@ -46,9 +46,10 @@ def told(scene: Scene, *words: str, cwd: Path | None = None) -> Callable[[str], 
         stdout=subprocess.PIPE,
         text=True,
     )
+    scene.stack.enter_context(process)  # in the end it is waited for
+    scene.stack.callback(process.kill)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    scene.stack.callback(process.kill)
 
     def remove(name: str) -> None:
         process.communicate(f"{name}\n", timeout=30)
