@@ -77,9 +77,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What forks the servers is there before the first test looks at what this process has open."""
-    if not SANITIZED and any(item.get_closest_marker("mount") for item in session.items):
-        for environment in (server_environment(), mounting.server_environment()):
-            forks.server_of("exclfs.mount", environment)
+    if not any(item.get_closest_marker("mount") for item in session.items):
+        return
+    forks.server_of("exclfs.mount", mounting.server_environment())
+    if not SANITIZED:
+        forks.server_of("exclfs.mount", server_environment())
         program.fork_server()
 
 
