@@ -145,7 +145,7 @@ def _build(settled: MountOptions, stack: ExitStack, *, foreground: bool, parent:
         channel.detach(settled.mountpoint)
         raise
     log.start()
-    return _Server(settled, log, mirror, questions, control, state, parent_pidfd)
+    return _Server(settled, log, mirror, questions, control, state, parent_pidfd, idle_polls=latency is not None)
 
 
 def _pidfd_of_parent(pid: int) -> int:
@@ -193,6 +193,8 @@ class _Server:
         control: ControlSocket,
         state: StateFile | None,
         parent: int | None,
+        *,
+        idle_polls: bool,
     ) -> None:
         self._began = datetime.now(UTC)
         self._began_after = boottime()
@@ -203,6 +205,7 @@ class _Server:
         self._control = control
         self._state = state
         self._parent = parent
+        self._idle_polls = idle_polls
         numbers = itertools.count(1 if state is None else state.next_number())
         self._keeper = Keeper(
             Registry(lambda: f"h{next(numbers)}"),
@@ -338,6 +341,7 @@ class _Server:
             uptime=boottime() - self._began_after,
             log=self._log.where,
             passthrough=bool(counters["passthrough"]),
+            idle_poll=self._idle_polls,
             ask_always=self._settled.ask_always,
             mode=self._keeper.mode,
             hold_open=self._keeper.open_files,

@@ -63,6 +63,7 @@ def _facts(told: Status) -> dict[str, str]:
         "mode": told.mode.value,
         "open files": _OPEN_FILES[told.hold_open],
         "passthrough": "yes" if told.passthrough else "no",
+        "idle polling": "while it is busy" if told.idle_poll else "no",
         "asks": "always" if told.ask_always else "where something is held",
         "holds": f"{told.holds}{_of_which(_most(told.holders))}",
         "oldest hold": _oldest(told),

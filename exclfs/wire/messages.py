@@ -101,6 +101,8 @@ class Status:
     log: str
     """Where the log goes."""
     passthrough: bool
+    idle_poll: bool
+    """Whether processors are kept from halting while requests come one after the other."""
     ask_always: bool
     mode: Mode
     hold_open: OpenFiles

@@ -15,6 +15,7 @@ import pytest
 from exclfs.host.idle import LATENCY_DEVICE
 from harness import SANITIZED
 from leases import is_waited_for, leased
+from program import document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,7 @@ def test_only_who_may_keep_processors_from_halting_has_what_it_takes(
     mounted = mount(idle_poll=wanted)
     descriptors = Path(f"/proc/{mounted.process.pid}/fd").iterdir()
     assert [os.readlink(descriptor) for descriptor in descriptors].count(LATENCY_DEVICE) == opened
+    assert document("status", mounted.root)["idle_poll"] is wanted
 
 
 def switches(mounted: Mounted) -> int:

@@ -231,6 +231,7 @@ def status() -> Status:
         uptime=60.0,
         log="stderr",
         passthrough=False,
+        idle_poll=False,
         ask_always=False,
         mode=Mode.ENFORCE,
         hold_open=OpenFiles.NONE,

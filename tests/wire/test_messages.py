@@ -98,6 +98,7 @@ STATUS = Status(
     uptime=1.5,
     log="journal",
     passthrough=True,
+    idle_poll=False,
     ask_always=False,
     mode=Mode.WARN,
     hold_open=OpenFiles.OWN,
