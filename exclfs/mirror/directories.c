@@ -97,8 +97,13 @@ static void forget_listed(struct mirror *mirror, const char *at, const char *end
 
 /* ---- how long a listing begins --------------------------------------------------------------------------- */
 
-static atomic_ulong *remembered(struct mirror *mirror, uint64_t nodeid) {
-    return &mirror->listings.begun_short[nodeid % LISTINGS];
+/* The directory and no other: a new one may have its nodeid as soon as it has been removed. */
+static uint64_t name_of(const struct inode *directory) {
+    return directory->nodeid ^ (uint64_t)directory->generation << 32;
+}
+
+static atomic_ulong *remembered(struct mirror *mirror, const struct inode *directory) {
+    return &mirror->listings.begun_short[directory->nodeid % LISTINGS];
 }
 
 /* How many entries the first packet of a listing may look up. Neither number is exact when threads meet: it is a guess. */
@@ -108,12 +113,12 @@ static size_t first_lookups(struct mirror *mirror) {
     return missed >= MISSED_ENOUGH ? SIZE_MAX : FIRST_FEW;
 }
 
-static void listing_cut(struct mirror *mirror, uint64_t directory) {
-    atomic_store_explicit(remembered(mirror, directory), directory, memory_order_relaxed);
+static void listing_cut(struct mirror *mirror, const struct inode *directory) {
+    atomic_store_explicit(remembered(mirror, directory), name_of(directory), memory_order_relaxed);
 }
 
-void listing_missed(struct mirror *mirror, uint64_t directory) {
-    if (atomic_load_explicit(remembered(mirror, directory), memory_order_relaxed) != directory) return;
+void listing_missed(struct mirror *mirror, const struct inode *directory) {
+    if (atomic_load_explicit(remembered(mirror, directory), memory_order_relaxed) != name_of(directory)) return;
     unsigned missed = atomic_load_explicit(&mirror->listings.missed, memory_order_relaxed);
     if (missed < MISSED_MOST) atomic_store_explicit(&mirror->listings.missed, missed + 1, memory_order_relaxed);
 }
@@ -145,7 +150,7 @@ static void list(struct worker *worker, const struct request *request, bool plus
         listing_take(listing, entry, offset);
     }
     pthread_mutex_unlock(&directory->lock);
-    if (lookups == 0) listing_cut(worker->mirror, request->header->nodeid);
+    if (lookups == 0) listing_cut(worker->mirror, directory->inode);
 
     if (error && used == 0) reply_error(worker, request->header->unique, -error);
     else if (reply(worker, request->header->unique, worker->out, used) && plus)

@@ -69,7 +69,7 @@ static void reply_found(struct worker *worker, const struct request *request, st
         reply_missing(worker, request, -error);
         return;
     }
-    if (request->header->opcode == FUSE_LOOKUP) listing_missed(worker->mirror, parent->nodeid);
+    if (request->header->opcode == FUSE_LOOKUP) listing_missed(worker->mirror, parent);
     struct inode *inode = inode_seen(worker->mirror, parent, name, parent_fd, &attributes, 1);
     if (inode == NULL) {
         reply_error(worker, request->header->unique, ENOMEM);

@@ -149,7 +149,7 @@ enum { LISTINGS = 64 };
 
 /* Directories that were listed, and lookups that listing more of their inodes would have spared (directories.c). */
 struct listings {
-    atomic_ulong begun_short[LISTINGS]; /* nodeids, each at its own place */
+    atomic_ulong begun_short[LISTINGS]; /* directories, each at its own place */
     atomic_uint missed;
 };
 enum { MOST_WORKERS = 1024 };

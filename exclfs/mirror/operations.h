@@ -53,7 +53,7 @@ void op_readdir(struct worker *, const struct request *);
 void op_readdirplus(struct worker *, const struct request *);
 void op_releasedir(struct worker *, const struct request *);
 void op_fsyncdir(struct worker *, const struct request *);
-void listing_missed(struct mirror *mirror, uint64_t directory); /* what is in it has been looked up */
+void listing_missed(struct mirror *mirror, const struct inode *directory); /* what is in it has been looked up */
 void op_setxattr(struct worker *, const struct request *);
 void op_getxattr(struct worker *, const struct request *);
 void op_listxattr(struct worker *, const struct request *);
