@@ -92,14 +92,21 @@ class Document:
 
 
 def together(parts: Sequence[Document]) -> Document:
-    """Parts of one run as one: of the machine what the first says, and for how long all of them ran."""
+    """Parts of one run as one: of the machine what the first says, and for how long all of them ran.
+
+    A row that was measured again is as it was the last time.
+    """
     first = parts[0]
     minutes = sum(int(part.machine.get("minutes", "0")) for part in parts)
     return evolve(
         first,
         machine={**first.machine, "load after": parts[-1].machine["load after"], "minutes": str(minutes)},
-        series=[series for part in parts for series in part.series],
+        series=list({_which(series): series for part in parts for series in part.series}.values()),
     )
+
+
+def _which(series: Series) -> tuple[object, ...]:
+    return series.group, series.backing, series.name, series.unit, frozenset({*series.wall, *series.failed})
 
 
 def dumps(document: Document) -> str:

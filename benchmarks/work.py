@@ -38,8 +38,13 @@ def rows(files: int) -> Iterator[Row]:
         except (Unreachable, OSError, subprocess.CalledProcessError) as reason:
             print(f"bench: {make.__name__} left out: {reason}", file=sys.stderr)
     yield Row("sqlite, per transaction", TRANSACTIONS, _nothing, _insert)
-    yield Row("find, per file", files, _many, lambda _: _run("find", ".", "-type", "f", "-newer", "/proc/self/stat"))
-    yield Row("rm -rf, per file", files, _many, lambda _: _run("rm", "-rf", "many"))
+    yield Row(
+        f"find in {files:,} files, per file",
+        files,
+        _many,
+        lambda _: _run("find", ".", "-type", "f", "-newer", "/proc/self/stat"),
+    )
+    yield Row(f"rm -rf of {files:,} files, per file", files, _many, lambda _: _run("rm", "-rf", "many"))
 
 
 def _source_rows() -> Iterator[Row]:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import plot
 import pytest
 import report
+from attrs import evolve
 from document import SECONDS, VERSION, Document, Series, together
 
 UNLINK = Series(
@@ -42,6 +43,16 @@ def test_parts_of_a_run_are_one() -> None:
     whole = together([one, other])
     assert whole.series == [UNLINK, LATENCY]
     assert whole.machine == {"kernel": "6.18", "load after": "2.0", "minutes": "50"}
+
+
+def test_a_row_that_was_measured_again_is_as_it_was_the_last_time() -> None:
+    machine = {"kernel": "6.18", "load after": "0.1"}
+    again = evolve(UNLINK, wall={name: [seconds[0] / 2] for name, seconds in UNLINK.wall.items()})
+    elsewhere = evolve(again, backing="ext4")
+    one, other = (
+        Document(VERSION, "2026-11-27", False, machine, rows) for rows in ([UNLINK, LATENCY], [elsewhere, again])
+    )
+    assert together([one, other]).series == [again, LATENCY, elsewhere]
 
 
 def test_only_what_is_between_the_marks_is_written() -> None:
