@@ -112,7 +112,7 @@ static void resize(struct shard *shard, size_t size, enum index index) {
 }
 
 static void insert(struct shard *shard, struct inode *inode, enum index index) {
-    if (shard->count >= shard->size) resize(shard, shard->size * 2, index);
+    if (shard->count >= shard->size / 2) resize(shard, shard->size * 2, index);
     struct inode **at = bucket(shard, hash_of(inode, index));
     *link_of(inode, index) = *at;
     *at = inode;
@@ -124,7 +124,7 @@ static bool take_out(struct shard *shard, struct inode *inode, enum index index)
         if (*at == inode) {
             *at = *link_of(inode, index);
             shard->count--;
-            if (shard->size > LEAST_BUCKETS && shard->count < shard->size / 8) resize(shard, shard->size / 2, index);
+            if (shard->size > LEAST_BUCKETS && shard->count < shard->size / 16) resize(shard, shard->size / 2, index);
             return true;
         }
     return false;

@@ -29,20 +29,20 @@ enum { READ_ONLY = 1 << 0, NO_SUID = 1 << 1, NO_DEVICES = 1 << 2, NO_EXECUTION =
 
 /* One object of the tree as the kernel knows it. There may be millions: benchmarks/memory.py has what one costs. */
 struct inode {
-    /* Identity: never changes. */
+    /* Identity: never changes. What a search looks at comes first: of many inodes each is in no cache. */
     struct key key;
-    int64_t birth_seconds; /* 0 where the filesystem keeps no birth time */
     uint64_t nodeid;
-    uint32_t birth_nanoseconds;
-    uint32_t generation;
     /* Of a view: the inode whose word and open files are also its own, with a reference. Else NULL. */
     struct inode *primary;
+    struct inode *next_of_key, *next_of_nodeid; /* each under its shard */
+    int64_t birth_seconds; /* 0 where the filesystem keeps no birth time */
+    uint32_t birth_nanoseconds;
+    uint32_t generation;
     atomic_ulong mount; /* by which it is reached; that of a directory never changes */
 
     /* Lifetime: one reference for the kernel while nlookup > 0, one for a non-zero word, one for each child whose
      * place is here, one for each view, one for each request at work. */
     uint64_t nlookup; /* under the key shard */
-    struct inode *next_of_key, *next_of_nodeid;
     atomic_uint references;
 
     /* What the policy set: written under the stripe held exclusively. Not of a view. */
