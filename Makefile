@@ -108,9 +108,10 @@ bench: .venv/.exclfs ## exclfs beside bindfs and others, as ratios; QUICK=1: und
 bench-report: .venv/.exclfs ## write docs/performance.md and its plots from the last make bench
 	@$(BIN)/python benchmarks/report.py .bench/last.json
 
+CHECKED := --peer exclfs --peer 'exclfs, nopassthrough' --peer 'exclfs, noidle_poll' --peer bindfs
 bench-check: .venv/.exclfs ## say which row has become slower since benchmarks/accepted.json; NEW=FILE: without measuring
 	@mkdir -p .bench
-	@$(if $(NEW),,$(BIN)/python benchmarks/compare.py --quick --rounds 5 --group metadata --group data --json .bench/check.json $(ARGS))
+	@$(if $(NEW),,$(BIN)/python benchmarks/compare.py --rounds 7 --on tmpfs --group metadata --group data $(CHECKED) --json .bench/check.json $(ARGS))
 	@$(BIN)/python benchmarks/check.py $(or $(NEW),.bench/check.json)
 
 bench-holding: .venv/.exclfs ## what holding costs, its holder and everybody else; needs root; the same ARGS

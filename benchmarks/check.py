@@ -4,8 +4,9 @@
 
 Two machines, or two days of one, cannot be compared by time. So a row is its ratio to bindfs, measured in the same
 rounds. A row has fallen if its ratio is worse by more than the tolerance, and the 95 % intervals of the two do not
-meet: what the noise of either run can explain is no regression. Rows that only one of the documents has are told, and
-are no failure.
+meet: what the noise of either run can explain is no regression. Nor is it one if only bindfs was faster this time, for
+where the scheduler puts it may last a whole run: beside the backing tree the row must have fallen as well.
+Rows that only one of the documents has are told, and are no failure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from typing import Final
 
 from attrs import frozen
-from document import BINDFS, EXCLFS, VARIANTS, Document, Series, loads
+from document import BACKING, BINDFS, EXCLFS, VARIANTS, Document, Series, loads
 from ratios import Ratio
 
 TOLERANCE: Final = 0.10
@@ -44,16 +45,21 @@ class Fall:
 
 
 def fallen(accepted: Document, new: Document, tolerance: float = TOLERANCE) -> list[Fall]:
-    """Rows whose ratio to bindfs has got worse by more than the tolerance and by more than the noise."""
+    """Rows that have got worse beside bindfs and beside the backing tree, by more than the tolerance and the noise."""
     before = by_name(accepted)
     found = []
     for name, series in by_name(new).items():
-        for which in OURS:
-            old = before[name].ratio(which, BINDFS) if name in before else None
-            now = series.ratio(which, BINDFS)
-            if old is not None and now is not None and is_fall(old, now, tolerance):
-                found.append(Fall(name, which, old, now))
+        for which in OURS if name in before else ():
+            falls = [fall(before[name], series, which, peer, tolerance) for peer in (BINDFS, BACKING)]
+            if all(falls):
+                found += filter(None, falls[:1])
     return found
+
+
+def fall(before: Series, now: Series, which: str, peer: str, tolerance: float) -> Fall | None:
+    """How it has fallen beside this peer, if it has."""
+    old, new = before.ratio(which, peer), now.ratio(which, peer)
+    return Fall(now.name, which, old, new) if old and new and is_fall(old, new, tolerance) else None
 
 
 def is_fall(before: Ratio, now: Ratio, tolerance: float) -> bool:
