@@ -12,6 +12,7 @@ Rows that only one of the documents has are told, and are no failure.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import Final
 
 from attrs import frozen
@@ -47,7 +48,7 @@ class Fall:
 def fallen(accepted: Document, new: Document, tolerance: float = TOLERANCE) -> list[Fall]:
     """Rows that have got worse beside bindfs and beside the backing tree, by more than the tolerance and the noise."""
     before = by_name(accepted)
-    found = []
+    found: list[Fall] = []
     for name, series in by_name(new).items():
         for which in OURS if name in before else ():
             falls = [fall(before[name], series, which, peer, tolerance) for peer in (BINDFS, BACKING)]
@@ -78,13 +79,18 @@ def broken(new: Document) -> list[str]:
 
 
 def gone(accepted: Document, new: Document) -> list[str]:
-    """Rows that exclfs has done before, and that are not there now."""
+    """Rows that exclfs has done before, and that are not there now; of a group that is missing, their number."""
     now = by_name(new)
-    return [
-        name
-        for name, series in by_name(accepted).items()
-        if EXCLFS in series.wall and EXCLFS not in measured(now, name)
-    ]
+    groups = {(series.group, series.backing) for series in now.values()}
+    rows, whole = [], Counter[str]()
+    for name, series in by_name(accepted).items():
+        if EXCLFS not in series.wall or EXCLFS in measured(now, name):
+            continue
+        if (series.group, series.backing) in groups:
+            rows.append(name)
+        else:
+            whole[f"{series.group} on {series.backing}"] += 1
+    return [*rows, *(f"{group}: {number} rows" for group, number in whole.items())]
 
 
 def measured(series: dict[str, Series], name: str) -> dict[str, list[float]]:

@@ -90,6 +90,11 @@ def test_rows_that_are_not_measured_this_time_are_told_and_new_ones_are_not_comp
     assert names(new) == []
 
 
+def test_a_group_that_is_not_measured_is_told_as_one() -> None:
+    elsewhere = [Series(one.group, "ext4", one.row, 1, one.unit, one.wall) for one in ACCEPTED.series]
+    assert check.gone(document(*ACCEPTED.series, *elsewhere), ACCEPTED) == ["metadata on ext4: 2 rows"]
+
+
 def test_the_same_row_by_more_clients_is_another_row() -> None:
     one = series("unlink", 3.0)
     several = Series(one.group, one.backing, one.row, 4, one.unit, one.wall)
