@@ -51,9 +51,9 @@ def fallen(accepted: Document, new: Document, tolerance: float = TOLERANCE) -> l
     found: list[Fall] = []
     for name, series in by_name(new).items():
         for which in OURS if name in before else ():
-            falls = [fall(before[name], series, which, peer, tolerance) for peer in (BINDFS, BACKING)]
-            if all(falls):
-                found += filter(None, falls[:1])
+            beside_bindfs = fall(before[name], series, which, BINDFS, tolerance)
+            if beside_bindfs and fall(before[name], series, which, BACKING, tolerance):
+                found.append(beside_bindfs)
     return found
 
 

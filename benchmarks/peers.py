@@ -14,6 +14,8 @@ from attrs import frozen
 from document import VARIANTS
 from sources import CACHE, Unreachable, source_package
 
+from exclfs.host import idle
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -115,7 +117,7 @@ def machine() -> dict[str, str]:
     return {
         "kernel": os.uname().release,
         "processors": f"{os.cpu_count()} × {models[0] if models else os.uname().machine}",
-        "idle driver": _idle_driver(),
+        "idle driver": idle.driver() or "none",
         "memory": f"{kibibytes / (1 << 20):.0f} GiB",
         "Python": sys.version.split()[0],
         "bindfs": _version("bindfs", "--version"),
@@ -123,14 +125,6 @@ def machine() -> dict[str, str]:
         "libfuse": _version("pkg-config", "--modversion", "fuse3"),
         "exclfs": _version("git", "-C", os.path.dirname(CACHE), "describe", "--always", "--dirty"),
     }
-
-
-def _idle_driver() -> str:
-    try:
-        with open("/sys/devices/system/cpu/cpuidle/current_driver") as file:
-            return file.read().strip()
-    except OSError:
-        return "none"
 
 
 def _version(*command: str) -> str:

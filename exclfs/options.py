@@ -399,7 +399,9 @@ def check(options: MountOptions) -> MountOptions:
     if options.allow_other and os.geteuid() != 0 and not _user_allow_other():
         raise NotAllowed(f"allow_other needs the line user_allow_other in {FUSE_CONF}")
     if options.idle_poll and not os.access(idle.LATENCY_DEVICE, os.W_OK):
-        raise NotAllowed(f"idle_poll writes to {idle.LATENCY_DEVICE}, which you cannot or which is not there")
+        raise NotAllowed(
+            f"idle_poll writes to {idle.LATENCY_DEVICE}, which is not there or not yours: mount as root, or without it"
+        )
     settled = evolve(
         options,
         source=source,

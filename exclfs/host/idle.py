@@ -15,18 +15,22 @@ _FEW: Final = 4
 """Processors that may poll so that one of them is woken sooner, without anybody having asked for it."""
 
 
-def is_worth_polling(driver: str = _DRIVER) -> bool:
+def driver(path: str = _DRIVER) -> str | None:
+    """The name of the idle driver; None for a kernel without cpuidle."""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def is_worth_polling(path: str = _DRIVER) -> bool:
     """Whether to wake a processor takes long here, and to keep it awake costs little.
 
     That is so in a virtual machine with few processors: to halt is an exit to the host. The driver that knows nothing
     but polling and that (cpuidle-haltpoll) is there for no other machine. Elsewhere all processors would need power.
     """
-    try:
-        with open(driver) as file:
-            name = file.read().strip()
-    except OSError:  # a kernel without cpuidle
-        return False
-    return name == "haltpoll" and (os.cpu_count() or 1) <= _FEW
+    return driver(path) == "haltpoll" and (os.cpu_count() or 1) <= _FEW
 
 
 def open_latency_device(device: str = LATENCY_DEVICE) -> int:
