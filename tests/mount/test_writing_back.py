@@ -185,6 +185,28 @@ def test_a_failure_to_write_back_is_told(disks: tuple[Mounted, Path], scene: Cal
     assert {"ENOSPC", "EIO"} & set(outcomes[0])
 
 
+def test_what_msync_has_told_of_others_may_not_hear_of(
+    disks: tuple[Mounted, Path], request: pytest.FixtureRequest
+) -> None:
+    """With passthrough, what is mapped is the one backing file of all who have the file open."""
+    mounted, shadow = disks
+    outcomes = []
+    for place, behind in ((mounted.path, mounted.backing), (shadow, shadow)):
+        with ExitStack() as stack:
+            told = Told(place, behind, stack)
+            mapper, other = told.open(), told.open()
+            memory = mmap.mmap(mapper, BLOCKS * BLOCK)
+            memory[6 * BLOCK] = 1
+            told.say(memory.flush)
+            told.fsync(other)
+            memory.close()
+            outcomes.append(told.outcomes)
+    through, beside = outcomes
+    assert beside == ["ENOSPC", "ENOSPC"]
+    passthrough = request.node.callspec.params["disks"]
+    assert through == (["ENOSPC", "done"] if passthrough else beside)
+
+
 def test_a_direct_write_is_told_at_once_or_by_fsync(disks: tuple[Mounted, Path]) -> None:
     """Without passthrough the server writes what is O_DIRECT for the kernel through its page cache."""
     with opened(disks[0].path / "file", os.O_RDWR | os.O_DIRECT) as fd:
