@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import shutil
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+import needs
 from twins import LIBC, check
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ SHUTDOWN: Final = 0x8004587D
 FLUSH, FLUSH_LOG, FLUSH_NOTHING = range(3)
 
 
-def needs(*programs: str) -> None:
-    """Skips where one of them is missing; CI must have them all."""
-    for program in programs:
-        if not shutil.which(program):
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {program}")
-
-
 def run(*words: object) -> str:
     """Runs a command that must not fail: what it printed."""
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
@@ -52,7 +45,7 @@ def run(*words: object) -> str:
 def make_image(image: Path, kind: str, *options: str, mebibytes: int | None = None) -> None:
     """Makes the file with an empty filesystem in it."""
     least, command = MAKE[kind]
-    needs(command[0])
+    needs.programs(command[0])
     with open(image, "wb") as file:
         file.truncate((mebibytes or least) * MIB)
     run(*AMONG_NO_MOUNTS_OF_EXCLFS, *command, *options, image)

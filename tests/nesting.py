@@ -7,6 +7,7 @@ import subprocess
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from loops import make_image
 from mounting import bind, umount
 from predicted import mount
 from twins import LIBC
@@ -44,9 +45,7 @@ class Nesting:
     def image(self, kind: str, file: Path, target: Path, mib: int) -> Path:
         """A filesystem of its own in a file, mounted by a loop device that goes with it."""
         target.mkdir(exist_ok=True)
-        with open(file, "wb") as image:
-            image.truncate(mib << 20)
-        subprocess.run([f"mkfs.{kind}", "-q", str(file)], check=True, capture_output=True)
+        make_image(file, kind, mebibytes=mib)
         subprocess.run(["mount", "-o", "loop", str(file), str(target)], check=True)
         self._made.append(target)
         return target

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-import pytest
-
+import needs
 from harness import Mounted, start
 from twins import SHARED, User
 
@@ -33,8 +31,7 @@ sys.exit(main())
 @contextmanager
 def mounted_by_nobody(directory: Path) -> Iterator[Mounted]:
     """`directory`/tree at `directory`/mnt, with `directory`/shadow beside; all of it nobody's, who must get there."""
-    if not shutil.which("fusermount3"):
-        pytest.skip("needs fusermount3 (package fuse3)")
+    needs.programs("fusermount3")
     mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
     os.chmod("/dev/fuse", 0o666)  # as udev makes it; bare machines have 0600
     try:

@@ -19,6 +19,7 @@ from comparing import Case, Comparison, Difference, table
 from victims import USERS
 
 import filesystems
+import needs
 from harness import start
 from twins import Twins
 from user_mounts import NOBODY, mounted_by_nobody
@@ -50,7 +51,7 @@ def each_filesystem(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]
     if filesystems.kernel_lacks(kind):
         pytest.skip(f"the kernel has no {kind}")
     if obstacle := filesystems.obstacle(kind):
-        pytest.fail(obstacle, pytrace=False) if os.environ.get("CI") else pytest.skip(obstacle)
+        needs.unmet(obstacle)
     with filesystems.filesystem(kind) as place:
         yield kind, place
 

@@ -17,6 +17,7 @@ from exclfs.diagnosis import devices, subject
 from exclfs.diagnosis.asking import why
 from exclfs.host.view import Host
 from kernel_situations import SITUATIONS
+from loops import make_image
 from predicted import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, answer, in_a_child, mount, run
 from situations import new_directory
 from sysfs import Sysfs
@@ -61,9 +62,7 @@ def attached(image: Path) -> Iterator[str]:
 @contextmanager
 def mounted_image(image: Path, *directories: Path) -> Iterator[str]:
     """An ext4 filesystem of 8 MiB, at all of these."""
-    with open(image, "wb") as file:
-        file.truncate(8 << 20)
-    run("mkfs.ext4", "-q", image)
+    make_image(image, "ext4", mebibytes=8)
     with attached(image) as node:
         mount(node, directories[0], "ext4")
         for directory in directories[1:]:

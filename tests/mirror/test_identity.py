@@ -13,6 +13,7 @@ from kernel import rig
 from exclfs.holds.errors import Gone
 from exclfs.holds.holder import Credentials
 from exclfs.mirror import ROOT, Identity
+from loops import make_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,9 +91,7 @@ def test_a_file_that_nobody_has_looked_up_since_the_boot(tmp_path: Path) -> None
     """The kernel knows no name of it until somebody looks. ext4 on a loop device stands for the machine's disk."""
     image, disk = tmp_path / "image", tmp_path / "disk"
     disk.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    make_image(image, "ext4")
     mount = ["mount", "-o", "loop", str(image), str(disk)]
     subprocess.run(mount, check=True)
     try:

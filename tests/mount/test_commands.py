@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 import exclfs
+import needs
 from exclfs.holds.flags import Flags
 from exclfs.wire.causes import Cause
 from private_mounts import PrivateMounts, private_mounts
@@ -152,8 +153,7 @@ def test_umount_names_the_mountpoint_to_who_is_inside(mounted: Mounted) -> None:
 @pytest.fixture
 def namespace(tmp_path: Path) -> Iterator[PrivateMounts]:
     """Where `exclfs` is installed in /usr/local/bin: mount(8) looks nowhere else, whatever PATH the caller has."""
-    if not os.path.exists("/sbin/mount.fuse"):
-        pytest.skip("needs /sbin/mount.fuse (package fuse3)")
+    needs.programs("/sbin/mount.fuse")
     (tmp_path / "bin").mkdir()
     wrapper = tmp_path / "bin/exclfs"
     wrapper.write_text(f'#!/bin/sh\nPYTHONPATH={HOME} exec {" ".join(EXCLFS)} "$@"\n')

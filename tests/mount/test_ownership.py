@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import stat
 import subprocess
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
+import needs
 from twins import ALICE, BOB, CAROL, ROOT, SHARED, Twins, User, acl_for, as_user, link_descriptor
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def test_default_acls_reach_what_is_made_below_what_is_made(twins: Twins) -> Non
 
 
 def test_setfacl_gives_and_takes_rights(twins: Twins) -> None:
-    if not shutil.which("setfacl"):
-        pytest.skip("needs setfacl (package acl)")
+    needs.programs("setfacl")
 
     def facl(*arguments: str) -> None:
         subprocess.run(["setfacl", *arguments], check=True)

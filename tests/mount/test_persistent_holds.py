@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import exclfs
+import needs
 from exclfs.holds.lifetime import Exit, StateFile, Time, Unmount
 from harness import Mounted, mounts_now, start
 from program import complaint, document, mounted_by_program, wait_for_exit
@@ -530,8 +531,7 @@ sys.exit(main())
 @pytest.fixture
 def users(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lasting]:
     """A mount whose server may not open file handles: it has to look the tree up by its names."""
-    if not shutil.which("fusermount3"):
-        pytest.skip("needs fusermount3 (package fuse3)")
+    needs.programs("fusermount3")
     directory = Path(tempfile.mkdtemp(prefix="exclfs-test-"))
     mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
     os.chmod("/dev/fuse", 0o666)  # as udev makes it; bare machines have 0600

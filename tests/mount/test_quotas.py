@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import needs
 from filesystems import filesystem, kernel_lacks, obstacle
 from harness import start
 from twins import ALICE, ROOT, Twins, fallocate
@@ -27,9 +27,9 @@ def limited(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Twins]:
     """Two subvolumes of a btrfs, each of which may have 8 MiB: the quotas that every kernel with btrfs has."""
     if kernel_lacks("btrfs"):
         pytest.skip("the kernel has no btrfs")
-    why = obstacle("btrfs") or (None if shutil.which("btrfs") else "needs btrfs")
-    if why:
-        pytest.fail(why, pytrace=False) if os.environ.get("CI") else pytest.skip(why)
+    if why := obstacle("btrfs"):
+        needs.unmet(why)
+    needs.programs("btrfs")
     with filesystem("btrfs", mebibytes=512) as place:
         run("btrfs", "quota", "enable", place)
         for name in ("tree", "shadow"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import loops
 from harness import start
 from twins import ALICE, CAROL, LIBC, ROOT, Twins, as_user, check, fallocate, outcome_of
 
@@ -27,15 +28,7 @@ MANY = 80
 @pytest.fixture(params=[True, False], ids=["passthrough", "nopassthrough"])
 def full(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Twins]:
     """On an ext4 whose second half is root's, of which a stranger has used up all that was free."""
-    if not shutil.which("mkfs.ext4"):
-        pytest.skip("needs mkfs.ext4")
-    image, filesystem = tmp_path / "image", tmp_path / "filesystem"
-    filesystem.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(32 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-m", "50", str(image)], check=True, capture_output=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(filesystem)], check=True)
-    try:
+    with loops.filesystem(tmp_path / "filesystem", "ext4", make=("-m", "50")) as filesystem:
         for name in ("tree", "shadow"):
             (filesystem / name).mkdir()
             (filesystem / name).chmod(0o777)
@@ -44,8 +37,6 @@ def full(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Twins]:
             twins.setup(prepare)
             as_user(CAROL, use_up, cwd=filesystem / "shadow")
             yield twins
-    finally:
-        subprocess.run(["umount", str(filesystem)], check=True)
 
 
 def prepare() -> None:

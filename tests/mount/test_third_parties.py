@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-import loops
+import needs
 from twins import ALICE, BOB, Twins, acl_for, as_user, snapshot
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.kinds]
@@ -48,7 +48,7 @@ ENGINES: Final = {
 
 def test_fio_reads_what_it_wrote(twins: Twins) -> None:
     """All engines side by side, each in a file of its own, with a checksum in each block."""
-    loops.needs("fio")
+    needs.programs("fio")
     size = "128m" if SECONDS else "1m"
     jobs = [word for name, words in ENGINES.items() for word in (f"--name={name}", "--rw=randwrite", *words)]
     common = ["--direct=0", f"--size={size}", "--verify=crc32c", "--verify_fatal=1", "--fallocate=none"]
@@ -69,7 +69,7 @@ SIZES: Final = ["hdd", "fallocate", "iomix", "sync-file", "readahead", "revio", 
 
 def test_stress_ng_finds_nothing(twins: Twins, request: pytest.FixtureRequest) -> None:
     """At length all stressors on each kind of mount; else those that are quick, each on one of them."""
-    loops.needs("stress-ng")
+    needs.programs("stress-ng")
     kinds = ("default", "nopassthrough", "ask_always")
     which = next(number for number, kind in enumerate(kinds) if kind in request.node.name)
     stressors = [*QUICK, *LONG] if SECONDS else QUICK[which::3]
@@ -91,7 +91,7 @@ def git(cwd: Path, *words: object) -> str:
 
 
 def test_git(twins: Twins) -> None:
-    loops.needs("git")
+    needs.programs("git")
     origin, clone = twins.mount / "origin", twins.mount / "clone"
     git(twins.mount, "init", "--quiet", origin)
     files = 3000 if SECONDS else 60
@@ -174,7 +174,7 @@ def must_be_a_copy(copy: Path, original: Path) -> None:
 
 @pytest.mark.parametrize("program", COPIES)
 def test_copies_to_from_and_within_the_mount(twins: Twins, everything: Path, program: str) -> None:
-    loops.needs(COPIES[program][0])
+    needs.programs(COPIES[program][0])
     ways = ((everything, twins.mount / "in"), (twins.mount / "in", twins.mount / "within"))
     for source, target in (*ways, (twins.mount / "within", twins.shadow / "out")):
         target.mkdir()
@@ -189,7 +189,7 @@ def test_copies_to_from_and_within_the_mount(twins: Twins, everything: Path, pro
 
 
 def test_tar(twins: Twins, everything: Path) -> None:
-    loops.needs("tar")
+    needs.programs("tar")
     options = ["--acls", "--xattrs", "--sparse", "--numeric-owner", "--format=posix"]
     archive = twins.mount / "archive.tar"
     run("tar", *options, "-cf", archive, "-C", everything, ".", cwd=Path("/"))
@@ -258,7 +258,7 @@ def test_sqlite_with_several_writers(twins: Twins) -> None:
 
 def test_an_ordinary_user_has_the_same(twins: Twins) -> None:
     """What a user may do with these, without being root: a clone and a copy."""
-    loops.needs("git", "tar")
+    needs.programs("git", "tar")
 
     def work() -> None:
         Path("own").mkdir()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import loops
+import needs
 from harness import Mounted, start
 from twins import fallocate
 
@@ -229,7 +230,7 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 @pytest.fixture
 def mapped(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A filesystem on a device of the device mapper, which can be told to fail; and the name of the device."""
-    loops.needs("dmsetup", "losetup")
+    needs.programs("dmsetup", "losetup")
     if subprocess.run(["dmsetup", "version"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this kernel has no device mapper")
     image, filesystem, name = tmp_path / "image", tmp_path / "filesystem", f"exclfs-{os.getpid()}"

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import pytest
 from test_refusals import KINDS
 
 import exclfs
+import needs
 from exclfs.host.names import printable
 from program import ids, logged
 from twins import ALICE, BOB, ROOT, as_user
@@ -217,8 +217,7 @@ COPIES = {
 
 @pytest.mark.parametrize("program", COPIES)
 def test_no_copy_carries_them(mounted: Mounted, program: str) -> None:
-    if not shutil.which(program):
-        pytest.skip(f"needs {program}")
+    needs.programs(program)
     tree = mounted.setup("tree")
     for kind in ("file", "directory", "symlink", "fifo"):
         KINDS[kind](tree / kind)

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import exclfs
+import needs
 from exclfs.wire.messages import Status
 from harness import Mounted, start
-from loops import loop_mount, make_image, needs, run
+from loops import loop_mount, make_image, run
 from twins import LIBC, check
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def served(directory: Path, source: Path, *, by_user: bool = False, **options: A
         with start(directory, **named) as mounted:
             yield mounted
         return
-    needs("fusermount3")
+    needs.programs("fusermount3")
     where = Path(tempfile.mkdtemp(prefix="exclfs-test-"))  # into pytest's own directories only root may go
     mode = os.stat("/dev/fuse").st_mode & 0o777
     os.chmod("/dev/fuse", 0o666)  # as udev makes it; bare machines have 0600

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from big import FULL, MOST_OPEN, Entry, descriptors, entries_of, filesystem, forgotten, make_crowd, memory, served, size
 
-from loops import run
+import needs
+from loops import make_image, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -132,14 +132,11 @@ def places(whole: list[Entry]) -> Iterator[tuple[Entry, Entry]]:
 @pytest.fixture(scope="module")
 def colliding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     """An ext4 whose hash is of 32 bits: of so many names some have the same."""
-    if not shutil.which("debugfs"):
-        pytest.skip("needs debugfs")
+    needs.programs("debugfs")
     directory = tmp_path_factory.mktemp("colliding")
     image, filesystem = directory / "image", directory / "filesystem"
     filesystem.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(64 << 20)
-    run("mkfs.ext4", "-q", "-E", "hash_seed=11111111-1111-1111-1111-111111111111", image)
+    make_image(image, "ext4", "-E", "hash_seed=11111111-1111-1111-1111-111111111111", mebibytes=64)
     run("debugfs", "-w", "-R", "set_super_value def_hash_version legacy", image)
     run("mount", "-o", "loop", image, filesystem)
     try:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from big import MOST_OPEN, descriptors, files_below, filesystem, forgotten, found, make_forest, served, size
 
-from loops import needs, run
+import needs
+from loops import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def archive(top: Path) -> str:
 
 
 def test_reading_programs(forest: Mounted, figure: Callable[[str], None]) -> None:
-    needs("rsync")
+    needs.programs("rsync")
     figure("made and mounted")
     assert found(forest.path) == found(forest.backing)
     figure("find, on both")
@@ -124,7 +125,7 @@ def git(top: Path, *words: str) -> str:
 
 
 def test_git(tmp_path: Path, figure: Callable[[str], None]) -> None:
-    needs("git")
+    needs.programs("git")
     with filesystem(tmp_path / "filesystem", "ext4", IN_GIT * 2) as place:
         (place / "tree").mkdir()
         furnish(place / "tree", IN_GIT)
