@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -19,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import exclfs
-import needs
 from exclfs.holds.lifetime import Exit, StateFile, Time, Unmount
 from harness import Mounted, mounts_now, start
 from program import complaint, document, mounted_by_program, wait_for_exit
 from program import exclfs as command
-from twins import User, as_user
+from twins import as_user
+from user_mounts import AS_NOBODY, NOBODY, USERS_OPTIONS, device_for_everybody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -516,28 +514,14 @@ def test_by_the_commands_of_the_how_to(tmp_path: Path) -> None:
 
 # --- a mount of an ordinary user --------------------------------------------------------------------------------------
 
-NOBODY = User("nobody", pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
-"""fusermount3 mounts only for users who have a name."""
-AS_NOBODY = f"""
-import encodings.idna, os, sys
-from exclfs.mount import main
-os.setgroups([])
-os.setresgid({NOBODY.gid}, {NOBODY.gid}, {NOBODY.gid})
-os.setresuid({NOBODY.uid}, {NOBODY.uid}, {NOBODY.uid})
-sys.exit(main())
-"""
-
 
 @pytest.fixture
 def users(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lasting]:
     """A mount whose server may not open file handles: it has to look the tree up by its names."""
-    needs.programs("fusermount3")
     directory = Path(tempfile.mkdtemp(prefix="exclfs-test-"))
-    mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
-    os.chmod("/dev/fuse", 0o666)  # as udev makes it; bare machines have 0600
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory / "run"))
     try:
-        made = Lasting(directory, program=("-c", AS_NOBODY), allow_other=False, kernel_flags=("nodev", "nosuid"))
+        made = Lasting(directory, program=("-c", AS_NOBODY), **USERS_OPTIONS)
         for name in ("mnt", "run"):
             (directory / name).mkdir()
         (directory / "log").touch()
@@ -545,12 +529,12 @@ def users(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lasting]:
         for path in (directory, *directory.iterdir(), *made.tree.iterdir()):
             path.chmod(0o755)
             os.chown(path, NOBODY.uid, NOBODY.gid)
-        try:
-            yield made
-        finally:
-            made.unmount()
+        with device_for_everybody():
+            try:
+                yield made
+            finally:
+                made.unmount()
     finally:
-        os.chmod("/dev/fuse", mode)
         shutil.rmtree(directory)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pwd
 import shutil
 import struct
 import subprocess
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import exclfs
-import needs
 from exclfs.wire.messages import Status
 from harness import Mounted, start
 from loops import loop_mount, make_image, run
 from twins import LIBC, check
+from user_mounts import BECOME_NOBODY, NOBODY, USERS_OPTIONS, device_for_everybody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,16 +39,10 @@ ONE_CALL: Final = 10_000
 
 MS_REMOUNT: Final = 32
 
-NOBODY: Final = pwd.getpwnam("nobody")
 LIMITED: Final = f"""
 import encodings.idna, os, resource, sys
 from exclfs.mount import main
 resource.setrlimit(resource.RLIMIT_NOFILE, ({MOST_OPEN}, {MOST_OPEN}))
-"""
-AS_NOBODY: Final = f"""
-os.setgroups([])
-os.setresgid({NOBODY.pw_gid}, {NOBODY.pw_gid}, {NOBODY.pw_gid})
-os.setresuid({NOBODY.pw_uid}, {NOBODY.pw_uid}, {NOBODY.pw_uid})
 """
 SERVE: Final = "sys.exit(main())"
 
@@ -99,30 +92,27 @@ def served(directory: Path, source: Path, *, by_user: bool = False, **options: A
         with start(directory, **named) as mounted:
             yield mounted
         return
-    needs.programs("fusermount3")
     where = Path(tempfile.mkdtemp(prefix="exclfs-test-"))  # into pytest's own directories only root may go
-    mode = os.stat("/dev/fuse").st_mode & 0o777
-    os.chmod("/dev/fuse", 0o666)  # as udev makes it; bare machines have 0600
     try:
         where.chmod(0o755)
         for name in ("tree", "mnt", "run", "log"):
             (where / name).touch() if name == "log" else (where / name).mkdir()
         run("mount", "--bind", source, where / "tree")
         for name in ("tree", "mnt", "run", "log"):
-            os.chown(where / name, NOBODY.pw_uid, NOBODY.pw_gid)
+            os.chown(where / name, NOBODY.uid, NOBODY.gid)
         named |= {
             "source": where / "tree",
-            "program": ("-c", LIMITED + AS_NOBODY + SERVE),
+            "program": ("-c", LIMITED + BECOME_NOBODY + SERVE),
             "environment": {"XDG_RUNTIME_DIR": str(where / "run")},
-            "allow_other": False,
-            "kernel_flags": ("nodev", "nosuid"),
+            **USERS_OPTIONS,
         }
-        with start(where, **named) as mounted:
+        with device_for_everybody():
+            mounted = start(where, **named)
+        with mounted:
             yield mounted
     finally:
         if (where / "tree").is_mount():
             run("umount", where / "tree")
-        os.chmod("/dev/fuse", mode)
         shutil.rmtree(where)
 
 

@@ -11,7 +11,6 @@ import pytest
 from big import (
     FULL,
     MOST_OPEN,
-    NOBODY,
     descriptors,
     eventually,
     files_below,
@@ -27,7 +26,8 @@ from big import (
 )
 
 from harness import SANITIZED
-from twins import User, as_user
+from twins import as_user
+from user_mounts import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,17 +109,16 @@ def again(mounted: Mounted, most: int) -> None:
 
 def test_a_users_server_has_no_more(tmp_path: Path, figure: Callable[[str], None]) -> None:
     """Root cannot look into it, and the server opens nothing by handle."""
-    user = User("nobody", NOBODY.pw_uid, NOBODY.pw_gid)
     with filesystem(tmp_path / "filesystem", "tmpfs", FILES) as place:
         (place / "tree").mkdir()
         make_forest(place / "tree", OF_USER)
         with served(tmp_path, place / "tree", by_user=True) as mounted:
             figure("made and mounted")
             idle = descriptors(mounted)
-            assert as_user(user, lambda: found(mounted.path)) == found(mounted.backing)
+            assert as_user(NOBODY, lambda: found(mounted.path)) == found(mounted.backing)
             figure("find")
             assert idle < descriptors(mounted) <= MOST_OPEN
-            assert as_user(user, lambda: opened(mounted)) == OF_USER
+            assert as_user(NOBODY, lambda: opened(mounted)) == OF_USER
             figure("open and close")
             assert descriptors(mounted) <= MOST_OPEN
             let_forget(mounted)
