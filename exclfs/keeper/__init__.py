@@ -424,6 +424,8 @@ class Keeper:
         """Ends the holds on inodes that have been removed behind the mount."""
         inodes = tuple(dict.fromkeys(hold.inode for hold in self.registry.all()))
         for inode in await orphans.among(inodes, self._mirror):
+            if not self._words.is_set(inode):
+                continue  # it went through the mount before a hold on it stood: who places that is told so
             for hold in self.registry.on(inode):
                 self._endings.end(hold, Orphaned(self._clock.now(), hold))
         await self._shelf.forget_now()

@@ -132,6 +132,19 @@ class Words:
             done.set()
             self.lower(inode)
 
+    def is_set(self, inode: Inode) -> bool:
+        """Whether the mirror has every bit that holds want of it.
+
+        If not, a hold is still being placed, and a removal may have been first; the mirror sets no bit after that.
+        """
+        if inode in self._being_set:
+            return False
+        try:
+            self._mirror.set_word(inode, self._registry.word(inode), wait=False)
+        except (Gone, BlockingIOError):
+            return False
+        return True
+
     def lower(self, inode: Inode) -> None:
         """Clears what no hold wants any more. Clearing never waits."""
         if inode in self._being_set:

@@ -316,6 +316,20 @@ async def test_a_sweep_ends_the_holds_on_what_nobody_knows_any_more(scene: Scene
     assert scene.holds == ()
 
 
+async def test_what_was_removed_before_a_hold_on_it_stood_is_no_orphan(scene: Scene) -> None:
+    """The removal went through the mount and won: who wanted to hold it hears so, and nobody else hears anything."""
+    removal = scene.tree.in_flight[scene.one] = threading.Event()
+    async with trio.open_nursery() as nursery:
+        calls = [await scene.begin(nursery, scene.two, scene.one, flags=SHARED) for _ in range(2)]
+        scene.tree.remove(scene.one)
+        await scene.keeper.sweep()
+        assert scene.told == []
+        removal.set()
+    assert [type(call.error) for call in calls] == [Gone, Gone]
+    assert scene.told == []
+    scene.must_be_as_if_nothing_had_happened()
+
+
 async def test_a_disk_in_trouble_proves_nothing(scene: Scene) -> None:
     hold = await scene.hold(scene.one)
     scene.tree.in_trouble = True
